@@ -1,0 +1,1 @@
+"""What everyone needs: settings, errors, identities, artifacts, database, models, language-model backends, CLI."""

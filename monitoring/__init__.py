@@ -1,0 +1,1 @@
+"""Judges, drift detectors, alerts with evidence, evaluation reports, and the sinks that show them."""

@@ -1,0 +1,1 @@
+"""What happened: the event contract, the event logs, the emitter, the consumer runtime, masking."""

@@ -1,0 +1,279 @@
+"""The contract: every fact that travels, as frozen values in a CloudEvents envelope.
+
+The JSON of these models is the wire form; field names of language-model facts follow the OpenTelemetry
+GenAI semantic conventions where one exists (given in the field's description). Bump `SCHEMA_VERSION` of a
+payload when its meaning changes, and teach `codec.py` to read the old one.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from infra.identity import Value, new_id
+from infra.llm.chat import Decoding, Message
+
+CONTENT_DOCUMENTS = "content.documents"
+LLM_INTERACTIONS = "llm.interactions"
+LLM_EVALUATIONS = "llm.evaluations"
+LLM_FEEDBACK = "llm.feedback"
+OPS_ALERTS = "ops.alerts"
+OPS_RELEASES = "ops.releases"
+TOPICS = (CONTENT_DOCUMENTS, LLM_INTERACTIONS, LLM_EVALUATIONS, LLM_FEEDBACK, OPS_ALERTS, OPS_RELEASES)
+COMPACTED = frozenset({CONTENT_DOCUMENTS, OPS_RELEASES})
+
+Criterion = Literal["relevance", "coherence", "conciseness", "faithfulness"]
+CRITERIA: tuple[Criterion, ...] = ("relevance", "coherence", "conciseness")
+
+
+def now() -> datetime:
+    """The current time, UTC, with microseconds."""
+    return datetime.now(UTC)
+
+
+# --- content.documents ------------------------------------------------------------------------------------
+
+
+class DocumentUpserted(Value):
+    """One source document, whole, as it is now."""
+
+    type: Literal["content.document.upserted"] = "content.document.upserted"
+    schema_version: Literal[1] = 1
+    document_id: str = Field(description="Stable id within the installation; the partition key.")
+    source: str = Field(description="Where a person finds it: path, URL or `package:NAME`.")
+    title: str = Field(description="Title; the file name when the document has none.")
+    text: str = Field(description="The text, with Markdown structure where the source had structure.")
+    content_hash: str = Field(description="`sha256:…` of text and metadata; equal means unchanged.")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="author, date, tags, url … as the source gives.")
+
+
+class DocumentDeleted(Value):
+    """A tombstone: the document is gone from its source."""
+
+    type: Literal["content.document.deleted"] = "content.document.deleted"
+    schema_version: Literal[1] = 1
+    document_id: str = Field(description="Id of the document that is gone.")
+    source: str = Field(description="Where it was.")
+
+
+# --- llm.interactions -------------------------------------------------------------------------------------
+
+
+class Usage(Value):
+    """Tokens of one call."""
+
+    input_tokens: int = Field(0, ge=0, description="gen_ai.usage.input_tokens")
+    output_tokens: int = Field(0, ge=0, description="gen_ai.usage.output_tokens")
+
+
+class ReleaseRef(Value):
+    """What answered: everything a response depends on."""
+
+    release_id: str = Field(description="`sha256:…` of the release.")
+    prompt: str = Field(description="Prompt version, `name@number`.")
+    model: str = Field(description="gen_ai.request.model")
+    adapter: str | None = Field(None, description="Adapter id `sha256:…`; None is the plain model.")
+    index_build: str | None = Field(None, description="Index build id `sha256:…`; None when nothing was retrieved.")
+    index_position: dict[str, int] = Field(
+        default_factory=dict, description="Partition of content.documents to the next offset the index had applied."
+    )
+    judge: str = Field("", description="Judge that gates and monitors the release, `name@version`.")
+    decoding: Decoding = Field(default_factory=Decoding, description="Decoding settings.")
+
+
+class ChunkRef(Value):
+    """A retrieved chunk by reference."""
+
+    chunk_id: str = Field(description="Chunk id `sha256:…`.")
+    document_id: str = Field(description="Its document.")
+    score: float = Field(description="Retrieval score; higher is better, scale depends on the search mode.")
+
+
+class Citation(Value):
+    """A sentence of a response and the chunk that supports it."""
+
+    marker: int = Field(ge=1, description="Number shown in the text as [n].")
+    chunk_id: str = Field(description="Chunk that supports the sentence; one of the retrieved.")
+    source: str = Field(description="Source of the chunk's document.")
+    quote: str = Field(description="Words of the chunk, verbatim, that support the sentence.")
+    sentence: str = Field(description="The supported sentence, without its marker.")
+    support: float = Field(ge=0, le=1, description="How well the quote supports the sentence.")
+
+
+class InteractionRecorded(Value):
+    """One prompt and its response."""
+
+    type: Literal["llm.interaction.recorded"] = "llm.interaction.recorded"
+    schema_version: Literal[1] = 1
+    interaction_id: str = Field(description="gen_ai.response.id; evaluations and feedback refer to it.")
+    conversation_id: str = Field(description="gen_ai.conversation.id; the partition key.")
+    application: str = Field("quillstream", description="Who called.")
+    channel: str = Field("production", description="Release channel that answered.")
+    prompt: str = Field(description="What was asked: the last user message, without retrieved context.")
+    messages: tuple[Message, ...] = Field((), description="Earlier messages of the conversation, oldest first.")
+    response: str = Field(description="What was answered; partial when cancelled.")
+    finish_reason: Literal["stop", "length", "refused", "cancelled", "error"] = Field(
+        description="gen_ai.response.finish_reasons; 'refused' means not in the sources."
+    )
+    error: str | None = Field(None, description="error.type and message when finish_reason is 'error'.")
+    release: ReleaseRef | None = Field(None, description="What answered; None for foreign applications.")
+    chunks: tuple[ChunkRef, ...] = Field((), description="Chunks in the context, best first.")
+    context: tuple[str, ...] = Field((), description="Texts of those chunks, same order, for judging.")
+    citations: tuple[Citation, ...] = Field((), description="Checked citations.")
+    unsupported: tuple[str, ...] = Field((), description="Sentences that no retrieved chunk supports.")
+    usage: Usage = Field(default_factory=Usage, description="Tokens.")
+    latency_ms: float = Field(0.0, ge=0, description="From request to last token, milliseconds.")
+    tags: dict[str, str] = Field(default_factory=dict, description="Free labels; slices may use them.")
+
+
+# --- llm.evaluations --------------------------------------------------------------------------------------
+
+
+class Verdict(Value):
+    """A judged criterion."""
+
+    kind: Literal["verdict"] = "verdict"
+    criterion: Criterion = Field(description="What was judged.")
+    score: float = Field(ge=1, le=5, description="1 (bad) to 5 (good).")
+    justification: str = Field(description="One sentence that says why.")
+
+
+class Unscored(Value):
+    """A criterion the judge could not judge. It says nothing about the answer."""
+
+    kind: Literal["unscored"] = "unscored"
+    criterion: Criterion = Field(description="What could not be judged.")
+    reason: str = Field(description="Why not.")
+
+
+Score = Annotated[Verdict | Unscored, Field(discriminator="kind")]
+
+
+class EvaluationRecorded(Value):
+    """What one judge said of one interaction."""
+
+    type: Literal["llm.evaluation.recorded"] = "llm.evaluation.recorded"
+    schema_version: Literal[1] = 1
+    interaction_id: str = Field(description="The judged interaction; the partition key.")
+    judge: str = Field(description="`name@version` of the judge.")
+    judge_model: str = Field("", description="Model behind the judge; empty when there is none.")
+    same_model_as_writer: bool = Field(False, description="The judge's model also wrote the response.")
+    scores: tuple[Score, ...] = Field(description="One verdict or Unscored per criterion.")
+    sampled_with: float = Field(1.0, gt=0, le=1, description="Probability with which this interaction was chosen.")
+    latency_ms: float = Field(0.0, ge=0, description="Time the judge took, milliseconds.")
+
+
+# --- llm.feedback -----------------------------------------------------------------------------------------
+
+
+class FeedbackGiven(Value):
+    """What a person said of one interaction."""
+
+    type: Literal["llm.feedback.given"] = "llm.feedback.given"
+    schema_version: Literal[1] = 1
+    interaction_id: str = Field(description="The rated interaction; the partition key.")
+    reviewer: str = Field("", description="Who rated; empty means anonymous.")
+    ratings: dict[Criterion, float] = Field(default_factory=dict, description="Criterion to 1..5.")
+    edited_response: str | None = Field(None, description="The response as the person would have it.")
+    preferred_over: str | None = Field(None, description="Interaction id this one was preferred to.")
+    comment: str = Field("", description="Free text.")
+
+
+# --- ops.alerts -------------------------------------------------------------------------------------------
+
+
+class Slice(Value):
+    """A part of the traffic: all interactions whose field has the value."""
+
+    field: str = Field(description="What the interactions share, such as 'topic', 'prompt' or 'finish_reason'.")
+    value: str = Field(description="The shared value.")
+    share: float = Field(ge=0, le=1, description="Share of the alert's interactions in this slice.")
+    reference_share: float = Field(ge=0, le=1, description="Share of the reference in this slice.")
+
+
+class AlertChanged(Value):
+    """An alert as it is now; the newest of an alert id wins."""
+
+    type: Literal["ops.alert.changed"] = "ops.alert.changed"
+    schema_version: Literal[1] = 1
+    alert_id: str = Field(description="Stable over the life of one alert.")
+    alert_key: str = Field(description="Detector and stream, such as 'embedding-drift:prompt'; the partition key.")
+    state: Literal["open", "resolved"] = Field(description="Open until the stream is back or a person resolves it.")
+    severity: Literal["warning", "critical"] = Field("warning", description="How bad.")
+    title: str = Field(description="One sentence for a person.")
+    detector: str = Field(description="Name of the detector with its settings.")
+    statistic: float = Field(description="The detector's value when the alert changed.")
+    threshold: float = Field(description="The value it had to pass.")
+    release_id: str | None = Field(None, description="Release that answered most of the evidence.")
+    interaction_ids: tuple[str, ...] = Field(description="The evidence, most telling first.")
+    slices: tuple[Slice, ...] = Field((), description="What the evidence shares, most explaining first.")
+    opened_at: datetime = Field(description="When it opened, UTC.")
+    note: str = Field("", description="Why it changed last.")
+
+
+# --- ops.releases -----------------------------------------------------------------------------------------
+
+
+class ReleaseChanged(Value):
+    """A channel now serves another release."""
+
+    type: Literal["ops.release.changed"] = "ops.release.changed"
+    schema_version: Literal[1] = 1
+    channel: str = Field(description="Release channel; the partition key.")
+    release_id: str = Field(description="Release that now serves the channel.")
+    previous: str | None = Field(None, description="Release that served it before.")
+    action: Literal["promoted", "rolled_back"] = Field(description="What happened.")
+    reason: str = Field(description="Why.")
+    actor: str = Field(description="Who or what did it.")
+
+
+Payload = Annotated[
+    DocumentUpserted
+    | DocumentDeleted
+    | InteractionRecorded
+    | EvaluationRecorded
+    | FeedbackGiven
+    | AlertChanged
+    | ReleaseChanged,
+    Field(discriminator="type"),
+]
+
+
+class Event(Value):
+    """CloudEvents 1.0 envelope around one payload. `type` and `schema_version` stand in the payload."""
+
+    id: str = Field(default_factory=new_id, description="CloudEvents id; effects are idempotent by it.")
+    source: str = Field("quillstream", description="CloudEvents source: the process or application that speaks.")
+    time: datetime = Field(default_factory=now, description="CloudEvents time: when it happened, UTC.")
+    data: Payload = Field(description="The fact.")
+
+
+def topic_of(payload: Payload) -> str:
+    """The topic a payload travels on."""
+    return _TOPIC_BY_TYPE[payload.type]
+
+
+def key_of(payload: Payload) -> str:
+    """The partition key of a payload: events with one key keep their order."""
+    return str(getattr(payload, _KEY_BY_TOPIC[topic_of(payload)]))
+
+
+_TOPIC_BY_TYPE: dict[str, str] = {
+    "content.document.upserted": CONTENT_DOCUMENTS,
+    "content.document.deleted": CONTENT_DOCUMENTS,
+    "llm.interaction.recorded": LLM_INTERACTIONS,
+    "llm.evaluation.recorded": LLM_EVALUATIONS,
+    "llm.feedback.given": LLM_FEEDBACK,
+    "ops.alert.changed": OPS_ALERTS,
+    "ops.release.changed": OPS_RELEASES,
+}
+_KEY_BY_TOPIC: dict[str, str] = {
+    CONTENT_DOCUMENTS: "document_id",
+    LLM_INTERACTIONS: "conversation_id",
+    LLM_EVALUATIONS: "interaction_id",
+    LLM_FEEDBACK: "interaction_id",
+    OPS_ALERTS: "alert_key",
+    OPS_RELEASES: "channel",
+}

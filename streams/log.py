@@ -1,0 +1,116 @@
+"""The event-log protocol and its delivery guarantees, the same for the embedded log and for Kafka.
+
+1. `append` returns after the records are durable: fsynced (embedded) or acknowledged by all in-sync replicas.
+2. Records with one key land in one partition, in order. Offsets of a partition rise; gaps are allowed.
+3. A consumer group reads each record at least once: the offset moves only with `commit`, so a crash between
+   handling and commit delivers again. Effects must be idempotent by event id.
+4. Each partition belongs to one live member of a group. A member that stops or dies frees its partitions for
+   the others; a commit by a member that lost a partition raises `LostPartition`.
+5. Reading by offset or time needs no group and disturbs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Protocol, Self
+
+from pydantic import Field
+
+from infra.errors import QuillError
+from infra.identity import Value
+
+
+class LostPartition(QuillError):
+    """The group gave this partition to another member; what was not committed will be handled there."""
+
+
+class Record(Value):
+    """What is appended."""
+
+    key: str = Field(description="Partition key.")
+    value: bytes = Field(description="Encoded event, or raw bytes in a dead-letter topic.")
+    headers: tuple[tuple[str, bytes], ...] = Field((), description="CloudEvents attributes in binary mode.")
+
+
+class StoredRecord(Record):
+    """What is read back."""
+
+    topic: str = Field(description="Topic.")
+    partition: int = Field(ge=0, description="Partition.")
+    offset: int = Field(ge=0, description="Position in the partition.")
+    time: datetime = Field(description="When the log took it, UTC.")
+
+
+class GroupReader(Protocol):
+    """A live member of a consumer group."""
+
+    def poll(self, *, max_records: int = 100, timeout: float = 1.0) -> list[StoredRecord]:
+        """The next records of the partitions this member owns; empty after `timeout` seconds without any.
+        Also keeps the membership alive: call it, or `heartbeat`, more often than the session timeout."""
+        ...
+
+    def commit(self, next_offsets: Mapping[tuple[str, int], int]) -> None:
+        """Record (topic, partition) -> next offset to read. Raises `LostPartition` when no longer the owner."""
+        ...
+
+    def assignment(self) -> set[tuple[str, int]]:
+        """The partitions this member owns now."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group; its partitions go to the others at once."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class EventLog(Protocol):
+    """Topics of partitions of records."""
+
+    def ensure_topics(self, topics: Sequence[str]) -> None:
+        """Create what is missing. Idempotent. Raises `Unavailable` when the log cannot be reached."""
+        ...
+
+    def append(self, topic: str, records: Sequence[Record]) -> list[tuple[int, int]]:
+        """Append durably; (partition, offset) of each record, same order. Raises `Unavailable`."""
+        ...
+
+    def read(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> list[StoredRecord]:
+        """Up to `limit` records of a partition from an offset on, without a group."""
+        ...
+
+    def partitions(self, topic: str) -> int:
+        """Number of partitions of a topic (0 when it does not exist)."""
+        ...
+
+    def end_offsets(self, topic: str) -> dict[int, int]:
+        """Partition to the offset that the next record will get."""
+        ...
+
+    def offsets_at(self, topic: str, time: datetime) -> dict[int, int]:
+        """Partition to the offset of the first record at or after a time (the end offset when there is none)."""
+        ...
+
+    def committed(self, group: str, topic: str) -> dict[int, int]:
+        """Partition to the next offset a group will read (0 where it never committed)."""
+        ...
+
+    def join(self, group: str, topics: Sequence[str]) -> GroupReader:
+        """Become a member of a consumer group. A new group starts at the beginning."""
+        ...
+
+    def close(self) -> None:
+        """Release connections and files."""
+        ...
+
+
+def lag(log: EventLog, group: str, topic: str) -> int:
+    """Records of a topic that a group has not committed yet."""
+    committed = log.committed(group, topic)
+    return sum(end - committed.get(partition, 0) for partition, end in log.end_offsets(topic).items())

@@ -1,0 +1,1 @@
+"""Autoloaded definitions: `dg` and `dagster dev` read every module in this folder."""

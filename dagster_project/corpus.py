@@ -35,7 +35,7 @@ FIRST_PACKAGES = (
     "fastapi",
     "httpx",
 )
-MAX_PACKAGES = 60
+MAX_PACKAGES = 40
 
 
 def read_corpus(corpus: str) -> tuple[Iterable[SourceDocument | Rejected], str]:

@@ -14,12 +14,12 @@ from typing import Any
 
 import dagster as dg
 
-from dagster_project.contenders import production_answerer
+from dagster_project.contenders import answerer as open_release
 from dagster_project.defs import assets, checks
-from dagster_project.defs.sensors import ops_alerts_sensor
+from dagster_project.defs.sensors import alert_runs
 from dagster_project.progress import report
 from dagster_project.recorded import latest_id
-from dagster_project.resources import CHANNEL, QuillResource, Wiring, home_of
+from dagster_project.resources import CHANNEL, QuillResource, Wiring, home_of, sharing
 from infra.identity import content_id, short
 from infra.settings import Settings
 from monitoring.comet import CometSink
@@ -75,6 +75,12 @@ class Demo:
 
 def run(demo: Demo) -> None:
     """All stages in order; what they made is in the stores, what they took is in `demo.seconds`."""
+    with sharing(demo.wiring):
+        run_stages(demo)
+
+
+def run_stages(demo: Demo) -> None:
+    """The stages, on the wiring that assets and demo share."""
     materialize_assets(demo)
     with demo.stage("posts"):
         judge_stream(demo)  # what an interrupted run left on the stream is stored before anything is asked again
@@ -108,13 +114,11 @@ def materialize(
     demo: Demo, asset: dg.AssetsDefinition, run_config: dict[str, Any], tags: dict[str, str] | None = None
 ) -> None:
     """One in-process run of one asset and its checks, on the installation's Dagster instance."""
-    overrides = {"home": str(demo.settings.home), "log.backend": demo.settings.log.backend}
-    overrides["log.bootstrap_servers"] = demo.settings.log.bootstrap_servers
     dg.materialize(
         [*ordered_assets(), *all_checks()],
         selection=dg.AssetSelection.assets(asset.key),
         instance=demo.instance,
-        resources={"quill": QuillResource(overrides=overrides)},
+        resources={"quill": QuillResource()},
         run_config=run_config,
         tags=tags,
     )
@@ -158,7 +162,7 @@ def write_posts(demo: Demo) -> None:
     """Answer every request through the production release; what was answered before is not asked again."""
     release = demo.wiring.store.releases.resolve(CHANNEL)
     questions = requests_of(demo)
-    answerer = production_answerer(demo.wiring, release)
+    answerer = open_release(demo.wiring, release)
     for done, question in enumerate(questions, start=1):
         post_id = interaction_id("post", release, question)
         if demo.wiring.store.interactions.get(post_id) is None:
@@ -172,7 +176,7 @@ def write_posts(demo: Demo) -> None:
 def send_burst(demo: Demo) -> None:
     """Forty prompts of one application about something else entirely, through the same release."""
     release = demo.wiring.store.releases.resolve(CHANNEL)
-    answerer = production_answerer(demo.wiring, release)
+    answerer = open_release(demo.wiring, release)
     prompts = (EXAMPLES / "off_topic_burst.txt").read_text().splitlines()
     for done, prompt in enumerate(prompts, start=1):
         burst_id = interaction_id("burst", release, prompt)
@@ -195,17 +199,15 @@ def judge_stream(demo: Demo) -> None:
     """Let the monitoring consumer store and judge everything that is on the stream now."""
     chosen = demo.settings.judge.model_copy(update={"sample": 0.0})  # the posts are tagged judge=always
     settings = demo.settings.model_copy(update={"judge": chosen})
-    monitor = open_monitor(settings, demo.wiring.log, demo.wiring.store)
+    monitor = open_monitor(settings, demo.wiring.log, demo.wiring.store, embedder=demo.wiring.embedder)
     targets = {LLM_INTERACTIONS: demo.wiring.log.end_offsets(LLM_INTERACTIONS)}
     monitor.run_until(targets, timeout=600)
 
 
 def run_what_the_alert_sensor_requests(demo: Demo) -> list[str]:
     """One tick of the alert sensor, as the daemon does it: a run key that already ran does not run again."""
-    quill = QuillResource(overrides={"home": str(demo.settings.home)})
-    context = dg.build_sensor_context(instance=demo.instance, resources={"quill": quill})
-    result = ops_alerts_sensor(context)
-    for request in result.run_requests:
+    requests, _cursor = alert_runs(QuillResource(), "")
+    for request in requests:
         key = {"dagster/run_key": request.run_key or ""}
         if not demo.instance.get_runs(dg.RunsFilter(tags=key), limit=1):
             materialize(demo, assets.evaluation_report, dict(request.run_config), {**request.tags, **key})

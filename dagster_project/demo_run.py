@@ -10,7 +10,7 @@ from rich.markdown import Markdown
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from dagster_project.demo import BUDGETS, Demo, open_demo, run, start_over
+from dagster_project.demo import BUDGETS, open_demo, run, start_over
 from dagster_project.demo_facts import closing_rows, gather
 from dagster_project.demo_report import write_report
 from dagster_project.progress import reporting
@@ -91,4 +91,3 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore")
     for name in ("dagster", "transformers", "sentence_transformers", "httpx", "comet_ml", "alembic", "kafka"):
         logging.getLogger(name).setLevel(logging.ERROR)
-

@@ -6,6 +6,7 @@ with the id of what was made, ready to be shown as asset metadata.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,24 @@ from typing import Any
 import dagster as dg
 from pydantic import PrivateAttr
 
-from dagster_project import contenders
+from dagster_project import contenders, promotion
 from dagster_project.corpus import read_corpus
 from dagster_project.progress import report
 from dagster_project.tail import News, new_records
 from infra.artifacts import Manifest
+from infra.embedder import Embedder, open_embedder
 from infra.errors import QuillError
 from infra.settings import Settings, load_settings
+from monitoring.local_judge import LocalJudge
 from retrieval.ingest import publish
-from retrieval.opening import open_pipeline
+from retrieval.opening import open_pipeline, open_retriever
 from retrieval.pipeline import FeaturePipeline
 from store.opening import Store, open_store
 from streams.emitter import Emitter, open_emitter
 from streams.events import CONTENT_DOCUMENTS, OPS_ALERTS, TOPICS, AlertChanged
 from streams.log import EventLog
 from streams.opening import open_log
+from streams.protocols import Retriever
 
 Metadata = Mapping[str, Any]
 Check = tuple[bool, dict[str, Any]]
@@ -55,12 +59,27 @@ class Wiring:
     @cached_property
     def pipeline(self) -> FeaturePipeline:
         """The only writer of the index, or the way to ask it."""
-        return open_pipeline(self.settings, self.log, self.store)
+        return open_pipeline(self.settings, self.log, self.store, self.embedder)
 
     @cached_property
     def emitter(self) -> Emitter:
         """The way of prompts and responses to the stream."""
         return open_emitter(self.settings, self.log)
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The embedder, loaded once for retrieval and judging."""
+        return open_embedder(self.settings.models)
+
+    @cached_property
+    def retriever(self) -> Retriever:
+        """Question to chunks."""
+        return open_retriever(self.settings, self.log, self.store, self.pipeline)
+
+    @cached_property
+    def local_judge(self) -> LocalJudge:
+        """The judge that scores everything."""
+        return LocalJudge(self.embedder)
 
     def close(self) -> None:
         """Flush and release what was opened, in reverse order."""
@@ -74,7 +93,7 @@ class Wiring:
     def publish_documents(self, corpus: str) -> Metadata:
         """Read a corpus (empty: the built-in one) and publish what is new, changed or gone."""
         documents, scope = read_corpus(corpus)
-        outcome = publish(documents, self.log, self.store, scope=scope, on_progress=_progress("documents"))
+        outcome = publish(documents, self.log, self.store, scope=scope, on_progress=_count_documents)
         return {
             "published": outcome.published,
             "unchanged": outcome.unchanged,
@@ -127,7 +146,7 @@ class Wiring:
 
     def promote(self, comparison_id: str) -> Metadata:
         """Promote the comparison's winner to production, or keep the default when it is undecided."""
-        return contenders.promote_winner(self, comparison_id, channel=CHANNEL)
+        return promotion.promote_winner(self, self.store.artifacts.get("comparison", comparison_id), channel=CHANNEL)
 
     # --- checks -------------------------------------------------------------------------------------------
 
@@ -138,7 +157,9 @@ class Wiring:
 
     def check_index(self) -> Check:
         """The index holds as many points as the feature store has chunks."""
-        chunks, points = self.store.documents.counts()["chunks"], self.pipeline.points()
+        chunks = self.store.documents.counts()["chunks"]
+        with self.pipeline.read() as (index, _position):
+            points = index.count()
         return chunks == points, {"chunks": chunks, "points": points}
 
     def check_dataset(self, dataset_id: str) -> Check:
@@ -175,6 +196,19 @@ class Wiring:
         return new_records(self.log, OPS_ALERTS, cursor, lambda event: _open_alert(event.data))
 
 
+_shared: ContextVar[Wiring | None] = ContextVar("quillstream_wiring", default=None)
+
+
+@contextmanager
+def sharing(wiring: Wiring) -> Iterator[None]:
+    """Runs inside the block, in this thread, work on this wiring and leave closing it to its owner."""
+    token = _shared.set(wiring)
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
 class QuillResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The installation that assets and sensors work on; settings resolve when a run starts."""
 
@@ -182,7 +216,10 @@ class QuillResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     _wiring: Wiring | None = PrivateAttr(default=None)
 
     @contextmanager
-    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["QuillResource"]:
+    def yield_for_execution(
+        self,
+        context: dg.InitResourceContext,  # noqa: ARG002 - Dagster's signature
+    ) -> Iterator["QuillResource"]:
         """Close what the run opened when it ends, however it ends."""
         try:
             yield self
@@ -193,6 +230,9 @@ class QuillResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def wiring(self) -> Wiring:
         """The rooms of this installation."""
+        shared = _shared.get()
+        if shared is not None:
+            return shared
         if self._wiring is None:
             self._wiring = Wiring(load_settings(overrides=self.overrides))
         return self._wiring
@@ -201,6 +241,10 @@ class QuillResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 def described(manifest: Manifest) -> dict[str, Any]:
     """A manifest as asset metadata: kind, id, and the summary."""
     return {"kind": manifest.kind, "id": manifest.id, **manifest.summary}
+
+
+def _count_documents(read: int) -> None:
+    report("documents", read)
 
 
 def _progress(stage: str) -> Callable[..., None]:

@@ -24,6 +24,9 @@ OPS_RELEASES = "ops.releases"
 TOPICS = (CONTENT_DOCUMENTS, LLM_INTERACTIONS, LLM_EVALUATIONS, LLM_FEEDBACK, OPS_ALERTS, OPS_RELEASES)
 COMPACTED = frozenset({CONTENT_DOCUMENTS, OPS_RELEASES})
 
+EVALUATION_CHANNEL = "evaluation"
+"""Channel of our own comparisons and replays: stored and judged, never watched as users' traffic."""
+
 Criterion = Literal["relevance", "coherence", "conciseness", "faithfulness"]
 CRITERIA: tuple[Criterion, ...] = ("relevance", "coherence", "conciseness")
 

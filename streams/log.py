@@ -7,10 +7,13 @@
 4. Each partition belongs to one live member of a group. A member that stops or dies frees its partitions for
    the others; a commit by a member that lost a partition raises `LostPartition`.
 5. Reading by offset or time needs no group and disturbs none.
+6. A record is at most `MAX_RECORD_BYTES` long, and a key lands in the partition that `partition_of` names: the
+   limits of the narrower log hold for both, so what one takes the other takes too.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -18,8 +21,16 @@ from typing import Protocol, Self
 
 from pydantic import Field
 
-from infra.errors import QuillError
+from infra.errors import InputError, QuillError
 from infra.identity import Value
+
+MAX_RECORD_BYTES = 16 << 20
+SESSION_TIMEOUT = 10.0
+"""Seconds after which a member that sent no heartbeat counts as dead. The log sends heartbeats by itself."""
+MAX_POLL_INTERVAL = 600.0
+"""Seconds a live process may take between two polls before its partitions go to the others: it hangs."""
+
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
 class LostPartition(QuillError):
@@ -48,11 +59,17 @@ class GroupReader(Protocol):
 
     def poll(self, *, max_records: int = 100, timeout: float = 1.0) -> list[StoredRecord]:
         """The next records of the partitions this member owns; empty after `timeout` seconds without any.
-        Also keeps the membership alive: call it, or `heartbeat`, more often than the session timeout."""
+
+        Partitions change hands only inside `poll`, so what was committed before it is never handled twice.
+        Heartbeats go out in the background: handling may take up to `MAX_POLL_INTERVAL` between two polls.
+        """
         ...
 
     def commit(self, next_offsets: Mapping[tuple[str, int], int]) -> None:
-        """Record (topic, partition) -> next offset to read. Raises `LostPartition` when no longer the owner."""
+        """Record (topic, partition) -> next offset to read.
+
+        Raises `LostPartition`, and records nothing, when one of them belongs to another member by now.
+        """
         ...
 
     def assignment(self) -> set[tuple[str, int]]:
@@ -78,7 +95,11 @@ class EventLog(Protocol):
         ...
 
     def append(self, topic: str, records: Sequence[Record]) -> list[tuple[int, int]]:
-        """Append durably; (partition, offset) of each record, same order. Raises `Unavailable`."""
+        """Append durably; (partition, offset) of each record, same order. A missing topic is created.
+
+        Raises `Unavailable` (some of the records may have been appended) and `InputError` for a record that
+        is too long or a topic with a name no log takes (none was appended).
+        """
         ...
 
     def read(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> list[StoredRecord]:
@@ -102,7 +123,7 @@ class EventLog(Protocol):
         ...
 
     def join(self, group: str, topics: Sequence[str]) -> GroupReader:
-        """Become a member of a consumer group. A new group starts at the beginning."""
+        """Become a member of a consumer group. A new group starts at the beginning; missing topics are created."""
         ...
 
     def close(self) -> None:
@@ -114,3 +135,35 @@ def lag(log: EventLog, group: str, topic: str) -> int:
     """Records of a topic that a group has not committed yet."""
     committed = log.committed(group, topic)
     return sum(end - committed.get(partition, 0) for partition, end in log.end_offsets(topic).items())
+
+
+def partition_of(key: str, partitions: int) -> int:
+    """The partition of a key among `partitions` (≥ 1): murmur2 of its UTF-8 bytes, as Kafka's clients do by default."""
+    return (_murmur2(key.encode()) & 0x7FFFFFFF) % partitions
+
+
+def check_appendable(topic: str, records: Sequence[Record]) -> None:
+    """Raise `InputError` for a topic name or a record that the logs do not take."""
+    if not _TOPIC.fullmatch(topic):
+        raise InputError("not a topic name", seen=topic, rule="1 to 249 of a-z A-Z 0-9 . _ -")
+    for record in records:
+        size = len(record.key.encode()) + len(record.value) + sum(len(n) + len(v) for n, v in record.headers)
+        if size > MAX_RECORD_BYTES:
+            raise InputError(
+                f"a record for {topic} is too long", seen=f"{size} bytes", rule=f"at most {MAX_RECORD_BYTES} bytes"
+            )
+
+
+def _murmur2(data: bytes) -> int:
+    # MurmurHash2, 32 bit, by Austin Appleby (public domain), with the seed Kafka's clients use.
+    multiplier, mask = 0x5BD1E995, 0xFFFFFFFF
+    value = 0x9747B28C ^ len(data)
+    whole = len(data) & ~3
+    for start in range(0, whole, 4):
+        word = int.from_bytes(data[start : start + 4], "little") * multiplier & mask
+        word = (word ^ word >> 24) * multiplier & mask
+        value = value * multiplier & mask ^ word
+    if tail := data[whole:]:
+        value = (value ^ int.from_bytes(tail, "little")) * multiplier & mask
+    value = (value ^ value >> 13) * multiplier & mask
+    return value ^ value >> 15

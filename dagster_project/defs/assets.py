@@ -45,25 +45,27 @@ class EvaluationConfig(dg.Config):
 
 
 @dg.asset(group_name=GROUP, kinds={"kafka"})
-def documents(config: DocumentsConfig, quill: QuillResource) -> dg.MaterializeResult:
+def documents(config: DocumentsConfig, quill: QuillResource) -> dg.MaterializeResult[None]:
     """Source documents published to `content.documents`: new, changed, deleted and rejected ones counted."""
     return dg.MaterializeResult(metadata=quill.wiring().publish_documents(config.corpus))
 
 
 @dg.asset(group_name=GROUP, deps=[documents], kinds={"qdrant"})
-def features(quill: QuillResource) -> dg.MaterializeResult:
+def features(quill: QuillResource) -> dg.MaterializeResult[None]:
     """Chunks, embeddings and index, caught up with the log by whoever owns the index; never a second writer."""
     return dg.MaterializeResult(metadata=quill.wiring().reach_features())
 
 
 @dg.asset(group_name=GROUP, deps=[features], kinds={"dataset"})
-def instruct_dataset(config: DatasetConfig, quill: QuillResource) -> dg.MaterializeResult:
+def instruct_dataset(config: DatasetConfig, quill: QuillResource) -> dg.MaterializeResult[None]:
     """Instruction and answer rows derived from the chunks, de-duplicated and split by source."""
     return dg.MaterializeResult(metadata=quill.wiring().build_dataset(config.max_rows))
 
 
 @dg.asset(group_name=GROUP, deps=[instruct_dataset], kinds={"pytorch"})
-def adapter(context: dg.AssetExecutionContext, config: AdapterConfig, quill: QuillResource) -> dg.MaterializeResult:
+def adapter(
+    context: dg.AssetExecutionContext, config: AdapterConfig, quill: QuillResource
+) -> dg.MaterializeResult[None]:
     """LoRA adapter of the small base on that dataset, with the proof that the serving engine runs what was trained."""
     dataset_id = latest_id(context.instance, "instruct_dataset")
     return dg.MaterializeResult(metadata=quill.wiring().train_adapter(dataset_id, config.recipe))
@@ -72,7 +74,7 @@ def adapter(context: dg.AssetExecutionContext, config: AdapterConfig, quill: Qui
 @dg.asset(group_name=GROUP, deps=[adapter], kinds={"report"})
 def evaluation_report(
     context: dg.AssetExecutionContext, config: EvaluationConfig, quill: QuillResource
-) -> dg.MaterializeResult:
+) -> dg.MaterializeResult[None]:
     """Contenders compared on the same requests; with an alert id, the affected release and slice examined."""
     adapter_id = "" if config.alert_id else latest_id(context.instance, "adapter")
     return dg.MaterializeResult(
@@ -83,7 +85,7 @@ def evaluation_report(
 
 
 @dg.asset(group_name=GROUP, deps=[evaluation_report], kinds={"release"})
-def release(context: dg.AssetExecutionContext, quill: QuillResource) -> dg.MaterializeResult:
+def release(context: dg.AssetExecutionContext, quill: QuillResource) -> dg.MaterializeResult[None]:
     """Prompt, model, adapter, index build, judge and decoding promoted as one; undecided keeps the default."""
     comparison_id = latest_id(context.instance, "evaluation_report", kind="comparison")
     return dg.MaterializeResult(metadata=quill.wiring().promote(comparison_id))

@@ -4,7 +4,7 @@ import dagster as dg
 
 from dagster_project.defs.assets import adapter, documents, features, instruct_dataset, release
 from dagster_project.recorded import latest_id
-from dagster_project.resources import QuillResource
+from dagster_project.resources import Check, QuillResource
 
 
 @dg.asset_check(asset=documents)
@@ -37,8 +37,6 @@ def production_answers_with_this_release(quill: QuillResource) -> dg.AssetCheckR
     return _result(quill.wiring().check_release())
 
 
-def _result(
-    outcome: tuple[bool, dict[str, object]], severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
-) -> dg.AssetCheckResult:
+def _result(outcome: Check, severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR) -> dg.AssetCheckResult:
     passed, metadata = outcome
     return dg.AssetCheckResult(passed=passed, severity=severity, metadata=metadata)

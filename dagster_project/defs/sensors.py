@@ -8,9 +8,7 @@ from dagster_project.resources import QuillResource
 INTERVAL_SECONDS = 10
 
 
-@dg.sensor(
-    target=[features], minimum_interval_seconds=INTERVAL_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING
-)
+@dg.sensor(target=[features], minimum_interval_seconds=INTERVAL_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)
 def content_documents_sensor(context: dg.SensorEvaluationContext, quill: QuillResource) -> dg.SensorResult:
     """New records in `content.documents` request one run of the features asset."""
     news = quill.wiring().new_documents(context.cursor or "")
@@ -23,13 +21,19 @@ def content_documents_sensor(context: dg.SensorEvaluationContext, quill: QuillRe
 )
 def ops_alerts_sensor(context: dg.SensorEvaluationContext, quill: QuillResource) -> dg.SensorResult:
     """Each newly opened alert requests one evaluation report of the affected release and slice."""
-    news = quill.wiring().new_alerts(context.cursor or "")
+    requests, cursor = alert_runs(quill, context.cursor or "")
+    return dg.SensorResult(run_requests=requests, cursor=cursor)
+
+
+def alert_runs(quill: QuillResource, cursor: str) -> tuple[list[dg.RunRequest], str]:
+    """One run request per alert that was open in the records since a cursor, and the next cursor."""
+    news = quill.wiring().new_alerts(cursor)
     requests = [
         dg.RunRequest(
             run_key=f"alert:{alert_id}",
-            run_config=dg.RunConfig(ops={"evaluation_report": {"config": {"alert_id": alert_id}}}),
+            run_config={"ops": {"evaluation_report": {"config": {"alert_id": alert_id}}}},
             tags={"quillstream/alert": alert_id},
         )
         for alert_id in news.found
     ]
-    return dg.SensorResult(run_requests=requests, cursor=news.cursor)
+    return requests, news.cursor

@@ -1,0 +1,74 @@
+"""Judging one stored interaction and writing down what the judge said, once."""
+
+from __future__ import annotations
+
+import hashlib
+
+from infra.identity import content_id
+from store.opening import Store
+from streams.codec import encode
+from streams.events import CRITERIA, LLM_EVALUATIONS, EvaluationRecorded, Event, InteractionRecorded, Unscored
+from streams.log import EventLog
+from streams.protocols import Judge, JudgeInput, Judgement
+
+ALWAYS = ("judge", "always")
+NOT_JUDGED = {"error": "the interaction failed", "cancelled": "cancelled before the end", "refused": "refused"}
+
+
+class Recorder:
+    """Appends verdicts to `llm.evaluations` and stores them; the event id depends on interaction and judge only."""
+
+    def __init__(self, log: EventLog, store: Store) -> None:
+        self._log = log
+        self._store = store
+
+    def judge(self, interaction: InteractionRecorded, judge: Judge, *, probability: float) -> bool:
+        """Judge and record unless this judge did so before; False in that case.
+
+        Interactions that failed, were cancelled or refused are Unscored without asking the judge.
+        """
+        known = self._store.interactions.evaluations([interaction.interaction_id])
+        if any(evaluation.judge == judge.id for evaluation in known):
+            return False
+        judgement = _judgement(interaction, judge)
+        evaluation = EvaluationRecorded(
+            interaction_id=interaction.interaction_id,
+            judge=judgement.judge,
+            judge_model=judge.model,
+            same_model_as_writer=bool(
+                judge.model and interaction.release is not None and interaction.release.model == judge.model
+            ),
+            scores=judgement.scores,
+            sampled_with=probability,
+            latency_ms=judgement.latency_ms,
+        )
+        event = Event(id=evaluation_event_id(interaction.interaction_id, judge.id), source="monitor", data=evaluation)
+        self._log.append(LLM_EVALUATIONS, [encode(event)])
+        self._store.interactions.put(event)
+        return True
+
+
+def chosen_with(interaction: InteractionRecorded, sample: float) -> float:
+    """The probability with which an interaction was chosen for the sampled judge; 0 when it was not chosen.
+
+    The choice is a hash of the interaction id, the same at every delivery and on every machine. The tag
+    `judge=always` chooses with probability 1.
+    """
+    name, value = ALWAYS
+    if interaction.tags.get(name) == value:
+        return 1.0
+    digest = hashlib.sha256(b"judge-sample\0" + interaction.interaction_id.encode()).digest()
+    return sample if int.from_bytes(digest[:8], "big") / 2**64 < sample else 0.0
+
+
+def evaluation_event_id(interaction_id: str, judge_id: str) -> str:
+    """32 hex digits over interaction and judge."""
+    return content_id("evaluation", [interaction_id, judge_id]).removeprefix("sha256:")[:32]
+
+
+def _judgement(interaction: InteractionRecorded, judge: Judge) -> Judgement:
+    reason = NOT_JUDGED.get(interaction.finish_reason)
+    if reason is not None:
+        return Judgement(judge=judge.id, scores=tuple(Unscored(criterion=c, reason=reason) for c in CRITERIA))
+    subject = JudgeInput(prompt=interaction.prompt, response=interaction.response, context=interaction.context)
+    return judge.judge([subject])[0]

@@ -1,0 +1,143 @@
+"""Events as log records: CloudEvents 1.0, Kafka protocol binding, binary content mode.
+
+The value is the payload's JSON; the attributes travel as headers `ce_…`, so any CloudEvents reader understands them
+without ours. `dataschema` carries the payload's version, which also stands in the payload as `schema_version`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime
+from typing import Any, NoReturn, get_args
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from infra.errors import InputError
+from infra.identity import canonical_json
+from streams.events import Event, Payload, key_of
+from streams.log import Record, StoredRecord
+
+CONTENT_TYPE = "application/json"
+MAX_DEPTH = 64
+"""Levels of nesting; pydantic gives up at 255, and no payload of ours has more than 6 outside `metadata`."""
+
+_PAYLOAD: TypeAdapter[Payload] = TypeAdapter(Payload)
+_MODELS: tuple[type[BaseModel], ...] = get_args(get_args(Payload)[0])
+_VERSIONS: dict[str, int] = {
+    model.model_fields["type"].default: model.model_fields["schema_version"].default for model in _MODELS
+}
+# Escaped NUL and lone surrogates are valid JSON, but PostgreSQL and UTF-8 take neither.
+_SUSPECT = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+
+
+class UndecodableEvent(InputError):
+    """A record that is no event this installation can read."""
+
+
+def encode(event: Event) -> Record:
+    """The record of an event. Raises `InputError` for NaN, NUL and lone surrogates: no store takes them."""
+    payload = event.data
+    try:
+        value = canonical_json(payload)
+        key = key_of(payload)
+        _check(json.loads(value), texts=_SUSPECT.search(value) is not None)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"a {payload.type} event cannot be encoded", seen=event.id, rule=str(error)) from error
+    attributes = {
+        "ce_specversion": "1.0",
+        "ce_id": event.id,
+        "ce_source": event.source,
+        "ce_type": payload.type,
+        "ce_time": event.time.isoformat(),
+        "ce_partitionkey": key,
+        "ce_dataschema": f"urn:quillstream:{payload.type}:{payload.schema_version}",
+        "content-type": CONTENT_TYPE,
+    }
+    return Record(key=key, value=value, headers=tuple((name, text.encode()) for name, text in attributes.items()))
+
+
+def decode(record: StoredRecord | Record) -> Event:
+    """The event of a record. A missing `ce_time` is the time the log took it. Raises `UndecodableEvent`."""
+    attributes = _attributes(record)
+    payload = _payload(record.value)
+    if attributes["ce_type"] != payload.type:
+        _refuse("header and payload name different types", f"{attributes['ce_type']} and {payload.type}")
+    time: Any = attributes.get("ce_time") or (record.time if isinstance(record, StoredRecord) else None)
+    try:
+        if isinstance(time, str):
+            time = datetime.fromisoformat(time)
+        if time is None or time.tzinfo is None:
+            _refuse("ce_time is not a time with its offset", time)
+        return Event(id=attributes["ce_id"], source=attributes["ce_source"], time=time, data=payload)
+    except ValueError as error:
+        _refuse("an attribute is not valid", str(error).splitlines()[0])
+
+
+def _attributes(record: Record) -> dict[str, str]:
+    try:
+        attributes = {name.lower(): value.decode() for name, value in reversed(record.headers)}
+    except UnicodeDecodeError:
+        _refuse("a header is not UTF-8", record.headers)
+    for name in ("ce_id", "ce_source", "ce_type"):
+        if not attributes.get(name):
+            _refuse(f"the header {name} is missing", sorted(attributes))
+    if attributes.get("ce_specversion") != "1.0":
+        _refuse("the CloudEvents version is not 1.0", attributes.get("ce_specversion"))
+    return attributes
+
+
+def _payload(value: bytes) -> Payload:
+    try:
+        data = json.loads(value, parse_constant=_no_constant)
+        _check(data, texts=_SUSPECT.search(value) is not None)
+    except RecursionError:
+        _refuse(f"the JSON is nested deeper than {MAX_DEPTH} levels")
+    except ValueError as error:
+        _refuse("the value is not JSON that can be stored", str(error))
+    if not isinstance(data, dict):
+        _refuse("the value is not a JSON object", type(data).__name__)
+    name, version = data.get("type"), data.get("schema_version")
+    known = _VERSIONS.get(name) if isinstance(name, str) else None
+    if known is None:
+        _refuse("unknown event type", name)
+    if version != known:
+        _refuse(f"unknown schema_version of {name}", version, f"this installation reads {known}")
+    try:
+        return _PAYLOAD.validate_python(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        _refuse(f"a {name} event breaks its contract", ".".join(map(str, first["loc"])), first["msg"])
+
+
+def _check(data: Any, *, texts: bool) -> None:
+    """Raise `ValueError` for what is nested too deep and, with `texts`, for strings that cannot be stored."""
+    level, depth = [data], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += item.values()
+                below += item if texts else ()
+            elif isinstance(item, list):
+                below += item
+            elif texts and isinstance(item, str):
+                _check_text(item)
+        level = below
+
+
+def _check_text(text: str) -> None:
+    if "\0" in text:
+        raise ValueError("a text holds a NUL character")
+    text.encode()
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _refuse(what: str, seen: object = None, rule: str = "") -> NoReturn:
+    raise UndecodableEvent(what, seen=seen, rule=rule)

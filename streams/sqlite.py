@@ -1,0 +1,112 @@
+"""One SQLite file used by many threads and processes at once, durable at each commit (WAL, synchronous=FULL)."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from infra.errors import CorruptArtifact, Unavailable
+
+BUSY_SECONDS = 30.0
+
+
+class SqliteFile:
+    """Connections to one file, one per thread and process, opened at first use; the schema is made if missing.
+
+    Errors of SQLite come out as `Unavailable` (locked for 30 s, disk full, not writable) or `CorruptArtifact`.
+    """
+
+    def __init__(self, path: Path, schema: str, what: str) -> None:
+        self.path = path
+        self._schema = schema
+        self._what = what
+        # Keyed by process too: SQLite forbids using a connection across fork, and closing one that was inherited
+        # may drop the parent's locks. The child therefore leaves the parent's connections alone, referenced.
+        self._connections: dict[tuple[int, int], sqlite3.Connection] = {}
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection for SELECTs; each statement sees its own snapshot and blocks no writer."""
+        with self._clear_errors():
+            yield self._connection()
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction: on disk when the block is left, undone when it raises."""
+        with self._clear_errors():
+            connection = self._connection()
+            try:
+                # Deferred transactions that turn from reading to writing fail at once under two writers.
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.commit()
+            except BaseException:
+                connection.rollback()
+                raise
+
+    def release(self) -> None:
+        """Close the calling thread's connection; called by threads that end before the file is closed."""
+        connection = self._connections.pop((os.getpid(), threading.get_ident()), None)
+        if connection is not None:
+            connection.close()
+
+    def close(self) -> None:
+        """Close the connections of this process. The file may be used again afterwards."""
+        for owner in [owner for owner in self._connections if owner[0] == os.getpid()]:
+            self._connections.pop(owner).close()
+
+    def _connection(self) -> sqlite3.Connection:
+        owner = (os.getpid(), threading.get_ident())
+        connection = self._connections.get(owner)
+        if connection is None:
+            connection = self._connections[owner] = self._open()
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unavailable(f"{self._what} cannot be opened", seen=self.path, rule=str(error)) from error
+        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            _prepare(connection, self._schema)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            fix = "check that the disk has room and that the file may be written"
+            raise Unavailable(f"{self._what} cannot be used", seen=self.path, rule=str(error), fix=fix) from error
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:
+                raise  # its subclasses tell of mistakes in the calling code
+            raise CorruptArtifact(
+                f"{self._what} is damaged", seen=self.path, rule=str(error), fix="move the file away, or restore it"
+            ) from error
+
+
+def _prepare(connection: sqlite3.Connection, schema: str) -> None:
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            # Turning WAL on and recovering it after a crash can answer "locked" without waiting for the timeout.
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+    connection.execute("PRAGMA synchronous=FULL")
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if not tables:
+        connection.executescript(f"BEGIN IMMEDIATE; {schema} COMMIT;")

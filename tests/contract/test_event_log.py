@@ -1,0 +1,288 @@
+"""The promises of `streams.log`, kept by the embedded log and by a real Kafka broker alike."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from infra.errors import InputError, Unavailable
+from infra.identity import new_id
+from infra.kafka_broker import KafkaBroker
+from infra.settings import LogSettings
+from streams.embedded import EmbeddedLog
+from streams.log import MAX_RECORD_BYTES, EventLog, GroupReader, LostPartition, Record, StoredRecord, lag, partition_of
+
+SESSION = 1.5
+"""Short, so that a dead member is noticed within the test."""
+PATIENCE = 30.0
+
+
+def record(key: str, text: str) -> Record:
+    return Record(key=key, value=text.encode())
+
+
+def everything(log: EventLog, topic: str) -> list[StoredRecord]:
+    return [each for partition in log.end_offsets(topic) for each in log.read(topic, partition, 0, limit=100_000)]
+
+
+def poll_until(readers: list[GroupReader], done: Callable[[], bool], *, commit: bool = True) -> list[StoredRecord]:
+    """Poll all readers in turn, as live consumers do, until `done`."""
+    found: list[StoredRecord] = []
+    deadline = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < deadline, [reader.assignment() for reader in readers]
+        for reader in readers:
+            batch = reader.poll(timeout=0.1)
+            found += batch
+            if commit and batch:
+                reader.commit({(each.topic, each.partition): each.offset + 1 for each in batch})
+    return found
+
+
+class EventLogSuite:
+    """Inherited by each backend. `open_log` opens it; `opening` is the same as source text for another process."""
+
+    opening: str
+
+    @pytest.fixture
+    def open_log(self) -> Callable[[], EventLog]:
+        raise AssertionError("the backend gives it")
+
+    @pytest.fixture
+    def log(self, open_log: Callable[[], EventLog]) -> Iterator[EventLog]:
+        log = open_log()
+        yield log
+        log.close()
+
+    @pytest.fixture
+    def topic(self) -> str:
+        return f"suite.{new_id()}"
+
+    def child(self, body: str, *arguments: str) -> subprocess.Popen[str]:
+        program = f"import sys, time\n{self.opening}\n{textwrap.dedent(body)}"
+        return subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True)
+
+    def test_what_was_appended_is_there_after_reopening(self, log: EventLog, open_log, topic: str):
+        headers = (("ce_id", b"\x00\xff e"), ("ce_id", "ü".encode()))
+        sent = [Record(key="k", value=bytes(range(256)), headers=headers), record("k", ""), record("ключ", "x")]
+        places = log.append(topic, sent)
+        log.close()
+        again = open_log()
+        stored = {(each.partition, each.offset): each for each in everything(again, topic)}
+        again.close()
+        assert len(stored) == 3
+        for place, each in zip(places, sent, strict=True):
+            assert Record(**stored[place].model_dump(include={"key", "value", "headers"})) == each
+            assert abs(stored[place].time - datetime.now(UTC)) < timedelta(minutes=1)
+
+    def test_topics_are_made_once_and_keep_their_partitions(self, log: EventLog, topic: str):
+        assert log.partitions(topic) == 0
+        assert log.end_offsets(topic) == {}
+        log.ensure_topics([topic, topic + ".b"])
+        log.ensure_topics([topic])
+        assert log.partitions(topic) == 3
+        assert log.end_offsets(topic) == {0: 0, 1: 0, 2: 0}
+
+    def test_one_key_keeps_its_partition_and_its_order(self, log: EventLog, topic: str):
+        keys = [f"key-{index}" for index in range(12)]
+        for turn in range(5):
+            places = log.append(topic, [record(key, str(turn)) for key in keys])
+            assert [partition for partition, _ in places] == [partition_of(key, 3) for key in keys]
+        stored = everything(log, topic)
+        assert len(stored) == 60
+        assert len({each.partition for each in stored}) == 3
+        for key in keys:
+            assert [each.value for each in stored if each.key == key] == [b"0", b"1", b"2", b"3", b"4"]
+
+    def test_reading_goes_from_an_offset_to_a_limit_without_a_group(self, log: EventLog, topic: str):
+        log.append(topic, [record("k", str(index)) for index in range(10)])
+        partition = partition_of("k", 3)
+        assert [each.value for each in log.read(topic, partition, 4, limit=3)] == [b"4", b"5", b"6"]
+        assert log.read(topic, partition, 10) == []
+        assert log.read(topic, (partition + 1) % 3, 0) == []
+        assert log.end_offsets(topic)[partition] == 10
+
+    def test_a_time_leads_to_the_first_record_at_or_after_it(self, log: EventLog, topic: str):
+        partition = partition_of("k", 3)
+        for index in range(3):
+            log.append(topic, [record("k", str(index))])
+            time.sleep(0.02)
+        times = [each.time for each in log.read(topic, partition, 0)]
+        assert times == sorted(times)
+        assert log.offsets_at(topic, times[0] - timedelta(hours=1)) == {0: 0, 1: 0, 2: 0}
+        assert log.offsets_at(topic, times[1])[partition] == 1
+        assert log.offsets_at(topic, times[1] + timedelta(milliseconds=5))[partition] == 2
+        assert log.offsets_at(topic, times[2] + timedelta(hours=1))[partition] == 3
+
+    def test_a_group_starts_at_the_beginning_and_goes_on_where_it_committed(self, log: EventLog, topic: str):
+        log.append(topic, [record(f"k{index}", str(index)) for index in range(20)])
+        group = new_id()
+        assert log.committed(group, topic) == {0: 0, 1: 0, 2: 0}
+        first: list[StoredRecord] = []
+        with log.join(group, [topic]) as reader:
+            first += poll_until([reader], lambda: lag(log, group, topic) == 0)
+        assert sorted(int(each.value) for each in first) == list(range(20))
+        assert log.committed(group, topic) == log.end_offsets(topic)
+        log.append(topic, [record("k0", "new")])
+        with log.join(group, [topic]) as reader:
+            assert [each.value for each in poll_until([reader], lambda: lag(log, group, topic) == 0)] == [b"new"]
+
+    def test_what_was_not_committed_comes_again(self, log: EventLog, topic: str):
+        log.append(topic, [record("k", "a"), record("k", "b")])
+        group = new_id()
+        seen: list[StoredRecord] = []
+        with log.join(group, [topic]) as reader:
+            while len(seen) < 2:
+                seen += reader.poll(timeout=1.0)
+            reader.commit({(topic, seen[0].partition): seen[0].offset + 1})
+        with log.join(group, [topic]) as reader:
+            again = poll_until([reader], lambda: lag(log, group, topic) == 0)
+        assert [each.value for each in again] == [b"b"]
+
+    def test_members_share_the_partitions_and_a_leaver_frees_its_own(self, log: EventLog, topic: str):
+        log.ensure_topics([topic])
+        group = new_id()
+        whole = {(topic, 0), (topic, 1), (topic, 2)}
+        with log.join(group, [topic]) as first:
+            poll_until([first], lambda: first.assignment() == whole)
+            second = log.join(group, [topic])
+            poll_until([first, second], lambda: {len(first.assignment()), len(second.assignment())} == {1, 2})
+            assert first.assignment() | second.assignment() == whole
+            log.append(topic, [record(f"k{index}", str(index)) for index in range(30)])
+            found = poll_until([first, second], lambda: lag(log, group, topic) == 0)
+            assert sorted(int(each.value) for each in found) == list(range(30))
+            second.close()
+            second.close()
+            poll_until([first], lambda: first.assignment() == whole)
+
+    def test_a_killed_member_frees_its_partitions_and_its_uncommitted_records(self, log: EventLog, topic: str):
+        log.append(topic, [record(f"k{index}", str(index)) for index in range(9)])
+        group = new_id()
+        body = """
+            reader = log.join(sys.argv[1], [sys.argv[2]])
+            seen = []
+            while len(seen) < 9:
+                seen += reader.poll(timeout=0.5)
+            print("handled", flush=True)
+            while True:
+                reader.poll(timeout=0.1)
+        """
+        child = self.child(body, group, topic)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "handled\n"
+        child.kill()
+        child.wait()
+        with log.join(group, [topic]) as reader:
+            found = poll_until([reader], lambda: lag(log, group, topic) == 0)
+        assert sorted(int(each.value) for each in found) == list(range(9))
+
+    def test_a_member_that_hung_cannot_commit_any_more(self, log: EventLog, open_log, topic: str):
+        log.append(topic, [record("k", "a"), record("k", "b")])
+        group = new_id()
+        hung = log.join(group, [topic])
+        batch: list[StoredRecord] = []
+        while not batch:
+            batch = hung.poll(timeout=0.5)
+        partition = batch[0].partition
+        with open_log().join(group, [topic]) as other:
+            poll_until([other], lambda: (topic, partition) in other.assignment(), commit=False)
+            other.commit({(topic, partition): 2})
+            with pytest.raises(LostPartition, match="no longer owns"):
+                hung.commit({(topic, partition): 1})
+            assert log.committed(group, topic)[partition] == 2
+        hung.close()
+
+    def test_nobody_commits_a_partition_that_is_not_theirs(self, log: EventLog, topic: str):
+        log.ensure_topics([topic, topic + ".b"])
+        with log.join(new_id(), [topic]) as reader:
+            poll_until([reader], lambda: len(reader.assignment()) == 3)
+            with pytest.raises(LostPartition):
+                reader.commit({(topic + ".b", 0): 1})
+
+    def test_two_processes_append_at_once_without_loss_or_double_offsets(self, log: EventLog, topic: str):
+        log.ensure_topics([topic])
+        body = """
+            from streams.log import Record
+            for turn in range(40):
+                names = [f"{sys.argv[2]}/{turn}/{index}" for index in range(5)]
+                sent = [Record(key=name, value=name.encode()) for name in names]
+                for partition, offset in log.append(sys.argv[1], sent):
+                    print(partition, offset)
+        """
+        children = [self.child(body, topic, name) for name in ("left", "right")]
+        places = [line for child in children for line in child.communicate(timeout=60)[0].splitlines()]
+        assert [child.returncode for child in children] == [0, 0]
+        assert len(places) == len(set(places)) == 400
+        stored = everything(log, topic)
+        assert {f"{each.partition} {each.offset}" for each in stored} == set(places)
+        expected = {f"{name}/{turn}/{index}" for name in ("left", "right") for turn in range(40) for index in range(5)}
+        assert {each.value.decode() for each in stored} == expected
+
+    def test_long_records_go_through_and_longer_ones_are_refused(self, log: EventLog, topic: str):
+        body = new_id() * (1 << 17)
+        log.append(topic, [record("k", body)])
+        assert everything(log, topic)[0].value == body.encode()
+        with pytest.raises(InputError, match="too long"):
+            log.append(topic, [record("k", "small"), Record(key="k", value=bytes(MAX_RECORD_BYTES + 1))])
+        with pytest.raises(InputError, match="topic name"):
+            log.append("no such/topic", [record("k", "a")])
+        assert sum(log.end_offsets(topic).values()) == 1
+
+    def test_nothing_appended_is_nothing_done(self, log: EventLog, topic: str):
+        assert log.append(topic, []) == []
+
+
+class TestEmbeddedLog(EventLogSuite):
+    @pytest.fixture
+    def open_log(self, tmp_path: Path) -> Callable[[], EventLog]:
+        path = tmp_path / "log.db"
+        self.opening = (
+            f"from pathlib import Path\nfrom streams.embedded import EmbeddedLog\n"
+            f"log = EmbeddedLog(Path({str(path)!r}), session_timeout={SESSION})"
+        )
+        return lambda: EmbeddedLog(path, session_timeout=SESSION, max_poll_interval=SESSION)
+
+    def test_constructing_touches_no_disk(self, tmp_path: Path):
+        EmbeddedLog(tmp_path / "never" / "log.db")
+        assert not (tmp_path / "never").exists()
+
+    def test_a_file_that_is_no_database_is_named(self, tmp_path: Path):
+        path = tmp_path / "log.db"
+        path.write_bytes(b"not a database" * 1000)
+        with pytest.raises(Exception, match=r"event log is damaged.*log\.db"):
+            EmbeddedLog(path).append("t", [record("k", "a")])
+
+    def test_a_folder_that_cannot_be_made_is_named(self, tmp_path: Path):
+        (tmp_path / "file").touch()
+        with pytest.raises(Unavailable, match="event log cannot be opened"):
+            EmbeddedLog(tmp_path / "file" / "log.db").partitions("t")
+
+
+@pytest.mark.kafka
+class TestKafkaLog(EventLogSuite):
+    @pytest.fixture
+    def open_log(self, kafka_broker: KafkaBroker) -> Iterator[Callable[[], EventLog]]:
+        from streams.kafka import KafkaLog
+
+        address = kafka_broker.address
+        self.opening = (
+            "from infra.settings import LogSettings\nfrom streams.kafka import KafkaLog\n"
+            f"log = KafkaLog(LogSettings(bootstrap_servers={address!r}), session_timeout={SESSION})"
+        )
+        opened: list[EventLog] = []
+
+        def make() -> EventLog:
+            settings = LogSettings(bootstrap_servers=address)
+            opened.append(KafkaLog(settings, session_timeout=SESSION, max_poll_interval=SESSION * 2))
+            return opened[-1]
+
+        yield make
+        for log in opened:
+            log.close()

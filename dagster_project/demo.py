@@ -49,6 +49,15 @@ BUDGETS = {
 """Seconds each stage may take on two cores the first time; shown beside the time it took."""
 
 
+INSTANCE = """\
+telemetry:
+  enabled: false
+compute_logs:  # capturing a step's output would take the terminal away from the progress bars
+  module: dagster._core.storage.noop_compute_log_manager
+  class: NoOpComputeLogManager
+"""
+
+
 @dataclass
 class Demo:
     """One run: where it works, what it asks, and what it found so far."""
@@ -119,7 +128,7 @@ def materialize(
         selection=dg.AssetSelection.assets(asset.key),
         instance=demo.instance,
         resources={"quill": QuillResource()},
-        run_config=run_config,
+        run_config={**run_config, "loggers": {"console": {"config": {"log_level": "ERROR"}}}},
         tags=tags,
     )
 
@@ -233,7 +242,7 @@ def open_demo(settings: Settings, corpus: str) -> Demo:
     home.mkdir(parents=True, exist_ok=True)
     config = home / "dagster.yaml"
     if not config.exists():
-        config.write_text("telemetry:\n  enabled: false\n")
+        config.write_text(INSTANCE)
     instance = dg.DagsterInstance.from_config(str(home))
     return Demo(settings=settings, wiring=Wiring(settings), instance=instance, corpus=corpus)
 

@@ -52,15 +52,15 @@ def losses(adapter: dict[str, Any]) -> str:
     return _svg(draw, height=3.0)
 
 
-def drift_trace(trace: Sequence[dict[str, Any]], threshold: float) -> str:
-    """The detector's statistic per interaction on a logarithmic scale, with its threshold."""
+def drift_trace(wealth: Sequence[float], threshold: float) -> str:
+    """The detector's wealth after each interaction on a logarithmic scale, with its threshold."""
 
     def draw(axes: Any) -> None:
-        axes.plot(range(1, len(trace) + 1), [max(point["statistic"], 1e-3) for point in trace], color=ACCENT)
+        axes.plot(range(1, len(wealth) + 1), [max(value, 1e-3) for value in wealth], color=ACCENT)
         axes.axhline(threshold, color=WARM, linestyle="--", label="threshold")
         axes.set_yscale("log")
         axes.set_xlabel("interaction")
-        axes.set_ylabel("evidence against 'no change'")
+        axes.set_ylabel("wealth of the bet on change")
         axes.legend(frameon=False)
 
     return _svg(draw, height=2.8)

@@ -6,6 +6,8 @@ from dagster_project.demo import BUDGETS, Demo
 from dagster_project.recorded import latest_id
 from dagster_project.resources import CHANNEL
 from infra.identity import short
+from monitoring.drift import load_reference, newest_reference, wealth_trace
+from monitoring.watch import ALPHA
 
 
 def gather(demo: Demo) -> dict[str, Any]:
@@ -23,6 +25,7 @@ def gather(demo: Demo) -> dict[str, Any]:
         "posts": [_post(demo, post_id) for post_id in demo.post_ids],
         "means": [mean.model_dump(mode="json") for mean in store.interactions.means(ids=demo.post_ids)],
         "burst": _burst(demo),
+        "drift": drift_trace(demo),
         "alerts": [_alert(demo, alert) for alert in store.alerts.list()],
         "seconds": [
             {"stage": stage, "seconds": round(seconds, 1), "budget": BUDGETS.get(stage, 0)}
@@ -96,6 +99,17 @@ def _post(demo: Demo, post_id: str) -> dict[str, Any]:
 def _burst(demo: Demo) -> dict[str, Any]:
     found = [one for _, one in demo.wiring.store.interactions.list(ids=demo.burst_ids)]
     return {"sent": len(found), "refused": sum(one.finish_reason == "refused" for one in found)}
+
+
+def drift_trace(demo: Demo) -> dict[str, Any]:
+    """The drift detector's wealth over posts and burst, for the chart."""
+    manifest = newest_reference(demo.wiring.store.artifacts)
+    if manifest is None:
+        return {"wealth": [], "threshold": 1 / ALPHA}
+    reference = load_reference(demo.wiring.store.artifacts, manifest)
+    found = demo.wiring.store.interactions.list(ids=demo.post_ids + demo.burst_ids)
+    prompts = {interaction.interaction_id: interaction.prompt for _, interaction in found}
+    return {"wealth": wealth_trace(reference, prompts, demo.wiring.embedder), "threshold": 1 / ALPHA}
 
 
 def _alert(demo: Demo, alert: Any) -> dict[str, Any]:

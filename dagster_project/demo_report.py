@@ -22,8 +22,8 @@ def write_report(facts: dict[str, Any], path: Path) -> Path:
         "means": demo_charts.verdict_means(facts["means"]),
         "losses": demo_charts.losses(facts["adapter"]),
     }
-    if facts["drift"]["trace"]:
-        charts["drift"] = demo_charts.drift_trace(facts["drift"]["trace"], facts["drift"]["threshold"])
+    if facts["drift"]["wealth"]:
+        charts["drift"] = demo_charts.drift_trace(facts["drift"]["wealth"], facts["drift"]["threshold"])
     page = environment.get_template("demo_report.html.jinja").render(
         facts=facts, charts=charts, rows=closing_rows(facts), mean_line=mean_line
     )

@@ -27,10 +27,10 @@ from retrieval.ingest import publish
 from retrieval.opening import open_pipeline, open_retriever
 from retrieval.pipeline import FeaturePipeline
 from store.opening import Store, open_store
-from streams.emitter import Emitter, open_emitter
+from streams.emitter import Emitter
 from streams.events import CONTENT_DOCUMENTS, OPS_ALERTS, TOPICS, AlertChanged
 from streams.log import EventLog
-from streams.opening import open_log
+from streams.opening import open_emitter, open_log
 from streams.protocols import Retriever
 
 Metadata = Mapping[str, Any]

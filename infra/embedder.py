@@ -126,11 +126,12 @@ class SentenceEmbedder:
 
 def _load_model(directory: Path) -> Any:
     quiet_third_parties()
+    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
     try:
         model = SentenceTransformer(str(directory), local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unusable(directory, str(error)) from error
     model.max_seq_length = min(model.max_seq_length or MAX_TOKENS, MAX_TOKENS)
     return model

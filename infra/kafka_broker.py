@@ -72,7 +72,7 @@ class KafkaBroker:
     """
 
     def __init__(self, home: Path, data: Path | None = None) -> None:
-        self._home = home
+        self.home = home
         self._temporary = data is None
         self._data = data
         self._ports: tuple[int, int] | None = None
@@ -128,9 +128,9 @@ class KafkaBroker:
         return f"127.0.0.1:{self._ports[0]}" if self._ports else ""
 
     def _jars(self) -> Path:
-        jars = self._home / f"jars-{short(file_hash(POM))}"
+        jars = self.home / f"jars-{short(file_hash(POM))}"
         complete = jars / ".complete"
-        with exclusive(self._home / "jars.lock"):
+        with exclusive(self.home / "jars.lock"):
             if not complete.exists():
                 copy = ("mvn", "--batch-mode", "--quiet", "--file", str(POM), "dependency:copy-dependencies")
                 _run(copy, f"-DoutputDirectory={jars}", timeout=MAVEN_SECONDS)

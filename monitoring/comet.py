@@ -100,7 +100,8 @@ class CometSink:
             text = f"Prompt: {interaction.prompt}\n\nResponse: {interaction.response}"
             experiment.log_text(text, step=step, metadata=_metadata(interaction, mine))
             rows += _rows(interaction, mine)
-        experiment.log_table("evaluations.csv", tabular_data=rows, headers=list(COLUMNS))
+        if rows:
+            experiment.log_table("evaluations.csv", tabular_data=rows, headers=list(COLUMNS))
         experiment.log_metrics(_means(evaluations))
         if alerts:
             plain = [alert.model_dump(mode="json") for alert in alerts]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from streams.protocols import Judge, JudgeInput, Judgement
 
 BATCH = 16
+ONCE_SECONDS = 24 * 3600.0
 
 monitor_app = typer.Typer(help="The consumer that stores, judges and watches the stream.", no_args_is_help=True)
 alerts_app = typer.Typer(help="What the detectors found.", no_args_is_help=True)

@@ -24,7 +24,15 @@ from monitoring.text_features import is_refusal
 from monitoring.watch import Watch
 from store.opening import Store
 from streams.consumer import Consumer
-from streams.events import EVALUATION_CHANNEL, LLM_EVALUATIONS, LLM_FEEDBACK, LLM_INTERACTIONS, OPS_ALERTS, Event, InteractionRecorded
+from streams.events import (
+    EVALUATION_CHANNEL,
+    LLM_EVALUATIONS,
+    LLM_FEEDBACK,
+    LLM_INTERACTIONS,
+    OPS_ALERTS,
+    Event,
+    InteractionRecorded,
+)
 from streams.log import EventLog, StoredRecord
 from streams.protocols import Judge
 

@@ -8,7 +8,7 @@ so calibration scores and scores of prompts like the reference are exchangeable,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from infra.artifacts import Artifacts, Manifest
 from infra.embedder import Embedder
 from infra.errors import InputError
 from infra.identity import content_id, short, text_hash
+from monitoring import martingale
 
 KIND = "reference"
 MIN_TEXTS = 30
@@ -109,3 +110,13 @@ def strangeness(bag: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """1 - mean cosine to the `NEIGHBOURS` nearest rows of the bag, for each row of `vectors` (n, d); shape (n,)."""
     nearest = np.sort(vectors @ bag.T, axis=1)[:, -NEIGHBOURS:]
     return np.asarray(1.0 - nearest.mean(axis=1))
+
+
+def wealth_trace(reference: Reference, prompts: Mapping[str, str], embedder: Embedder) -> list[float]:
+    """The detector's wealth after each prompt (interaction id to text, in order), replayed from the calibration."""
+    state = martingale.new_run(reference.calibration)
+    wealth = []
+    for identity, vector in zip(prompts, embedder.embed(list(prompts.values())), strict=True):
+        state = martingale.observe(state, identity, reference.score(vector), keep=1, window=1)
+        wealth.append(state.wealth)
+    return wealth

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from infra.errors import Conflict, CorruptArtifact, InputError, NotFound, QuillError, SettingsError, Unavailable
 from infra.llm.chat import ChatModel, Completion, Decoding, Message
 from infra.settings import Settings, load_settings
-from streams.emitter import Emitter, Receipt, open_emitter
+from streams.emitter import Emitter, Receipt
 from streams.events import (
     AlertChanged,
     Citation,
@@ -27,14 +27,14 @@ from streams.events import (
 )
 from streams.log import EventLog, Record, StoredRecord
 from streams.masking import Masked, Masker
-from streams.opening import open_log
+from streams.opening import open_emitter, open_log
 from streams.protocols import (
     Answer,
     Answerer,
     AnswerRequest,
     Judge,
-    Judgement,
     JudgeInput,
+    Judgement,
     RetrievedChunk,
     Retriever,
     SearchResult,

@@ -23,13 +23,24 @@ from streams.protocols import RetrievedChunk
 if TYPE_CHECKING:
     import numpy as np
 
-MIN_SUPPORT = 0.62
+# Chosen on SummEval (sentences of machine summaries traced to their article with MiniLM): at 0.70, sentences of
+# summaries that experts rated fully consistent are supported in 84 %, of those rated 2 or less (which hold true
+# sentences too) in 48 %, against another article in 0 of 1,674. At 0.62 it is 86 % and 57 %, at 0.80 78 % and 30 %.
+MIN_SUPPORT = 0.70
 MIN_RECALL = 0.4
 MIN_COSINE = 0.5
 MIN_TERMS = 4
 
 NUMBER = re.compile(r"(?<![\w.])\d[\d.,]*(?:%|\b)")
 NEGATION = re.compile(r"\b(?:not|no|never|none|neither|nor|without|cannot)\b|n['’]t\b", re.IGNORECASE)
+# Words that decide what a sentence says though they carry no subject: they must stand in the source too.
+SCOPE = re.compile(
+    r"\b(?:between|before|after|always|only|every|all|both|either|instead|unless|until)\b", re.IGNORECASE
+)
+_OPPOSITES = """higher lower|more less|more fewer|increases decreases|increase reduce|increases reduces|faster slower|
+larger smaller|bigger smaller|better worse|best worst|first last|before after|above below|adds removes|most least|
+longer shorter|cheaper costlier|cheap expensive|high low|fast slow|large small|many few|gains loses|up down"""
+OPPOSITES = tuple(tuple(pair.split()) for pair in _OPPOSITES.split("|"))
 NOT_A_CLAIM = re.compile(
     r"^\W*(?:hi|hello|hey|thanks?|thank you|welcome|let['’]?s|let us|share|follow|comment|tell (?:me|us)|join|"
     r"stay tuned|check out|dm me|reach out|feel free|drop|connect|happy|what|how|why|who|when|where|which|are you|"
@@ -37,6 +48,7 @@ NOT_A_CLAIM = re.compile(
     r"today,? (?:we|i)|in (?:conclusion|summary)\W*$|i['’]?(?:m| am|d|ll)\b|we['’]?ll|let me)\b",
     re.IGNORECASE,
 )
+FENCED = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[^\n]*$|\Z)", re.DOTALL | re.MULTILINE)
 ENDING = re.compile(r"([.!?…:;]*[\"'”’)\]*_]*)$")
 
 
@@ -60,7 +72,7 @@ class Evidence(NamedTuple):
 
 def cite(text: str, chunks: Sequence[RetrievedChunk], embedder: Embedder) -> Cited:
     """Trace each sentence of a text to the chunks. Markers number the chunks by their first appearance."""
-    spans = [span for span in sentence_spans(text) if is_claim(text[slice(*span)])]
+    spans = [span for span in prose_spans(text) if is_claim(text[slice(*span)])]
     evidence = _evidence(chunks)
     found = _supports([text[slice(*span)] for span in spans], evidence, embedder)
     numbers: dict[int, int] = {}
@@ -93,6 +105,17 @@ def cite(text: str, chunks: Sequence[RetrievedChunk], embedder: Embedder) -> Cit
     return Cited(text="".join(pieces) + text[at:], citations=tuple(citations), unsupported=tuple(unsupported))
 
 
+def prose_spans(text: str) -> list[tuple[int, int]]:
+    """The sentence spans outside fenced code."""
+    spans: list[tuple[int, int]] = []
+    at = 0
+    for fence in [*FENCED.finditer(text), None]:
+        end = fence.start() if fence else len(text)
+        spans += [(at + start, at + stop) for start, stop in sentence_spans(text[at:end])]
+        at = fence.end() if fence else end
+    return spans
+
+
 def is_claim(sentence: str) -> bool:
     """Whether a sentence states something: no question, greeting, hashtag line, call to action or short title."""
     words = re.sub(r"#\w+", "", bare(sentence))
@@ -117,7 +140,7 @@ def _evidence(chunks: Sequence[RetrievedChunk]) -> list[Evidence]:
     return [
         Evidence(number, start, end, chunk.text[start:end], frozenset(terms(chunk.text[start:end])))
         for number, chunk in enumerate(chunks)
-        for start, end in sentence_spans(chunk.text)
+        for start, end in prose_spans(chunk.text)
     ]
 
 
@@ -146,10 +169,19 @@ def _best(sentence: str, evidence: Sequence[Evidence], similarity: Sequence[floa
 
 
 def consistent(sentence: str, source: str) -> bool:
-    """Whether every number of a sentence stands in the source, and both deny or neither does."""
+    """Whether the source has the sentence's numbers and scope words, denies when it denies, and says no opposite."""
     numbers = {_plain_number(match[0]) for match in NUMBER.finditer(sentence)}
     given = {_plain_number(match[0]) for match in NUMBER.finditer(source)}
-    return numbers <= given and bool(NEGATION.search(sentence)) == bool(NEGATION.search(source))
+    if not numbers <= given or bool(NEGATION.search(sentence)) != bool(NEGATION.search(source)):
+        return False
+    if not {word.lower() for word in SCOPE.findall(sentence)} <= {word.lower() for word in SCOPE.findall(source)}:
+        return False
+    ours, theirs = (set(re.findall(r"[a-z]+", text.lower())) for text in (sentence, source))
+    return not any(_turned(ours, theirs, *pair) or _turned(ours, theirs, *pair[::-1]) for pair in OPPOSITES)
+
+
+def _turned(ours: set[str], theirs: set[str], word: str, opposite: str) -> bool:
+    return word in ours and word not in theirs and opposite in theirs and opposite not in ours
 
 
 def _plain_number(number: str) -> str:

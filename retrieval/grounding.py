@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from infra.identity import Value
+from retrieval.cleaning import code_and_rest
 from retrieval.sentences import sentence_spans
 from streams.protocols import RetrievedChunk
 
 BUDGET = 400
 SMALLEST_PART = 40
-SHARES = 3
+SHARES = 4
 OPEN, CLOSE = "<<<SOURCES", "SOURCES>>>"
 CHARACTERS_PER_TOKEN = 4.0
 
@@ -43,8 +44,8 @@ class Grounding(Value):
 def ground(chunks: Sequence[RetrievedChunk], budget: int = BUDGET) -> Grounding:
     """Number the chunks and pack them into `budget` tokens, each cut after a sentence to its share of what is left.
 
-    The first `SHARES` chunks share the budget evenly, what one does not need goes to the next: three angles on a
-    question make a better post than one and a half long ones. The best chunk is always there.
+    The first `SHARES` chunks share the budget evenly, what one does not need goes to the next: four angles on a
+    question make a better post than two long ones. The best chunk is always there.
     """
     entries: list[str] = []
     left = budget
@@ -52,7 +53,7 @@ def ground(chunks: Sequence[RetrievedChunk], budget: int = BUDGET) -> Grounding:
         label = f"[{number}] {neutral(_one_line(chunk.title))}"
         label += f" — {neutral(_one_line(chunk.heading))}: " if chunk.heading else ": "
         share = left // max(1, min(SHARES, len(chunks)) - len(entries))
-        body = _fitting(neutral(chunk.text), share - tokens(label), whole=number == 1)
+        body = _fitting(neutral(_prose(chunk.text)), share - tokens(label), whole=number == 1)
         if not body:
             break
         entries.append(label + body)
@@ -85,6 +86,12 @@ def _fitting(text: str, room: int, *, whole: bool) -> str:
             break
         end = stop
     return text[:end] if whole or tokens(text[:end]) >= SMALLEST_PART else ""
+
+
+def _prose(text: str) -> str:
+    """The text without code blocks, which would take the place of words that explain; code alone stays."""
+    kept = "\n\n".join(part.strip() for is_code, part in code_and_rest(text) if not is_code)
+    return kept.strip() or text
 
 
 def _one_line(text: str) -> str:

@@ -18,6 +18,7 @@ from streams.protocols import RetrievedChunk, SearchResult
 
 DEPTH = 40
 PER_DOCUMENT = 3
+CROWDED = 0.8
 SAME_WORDS = 0.85
 # Best cosine of MiniLM over examples/notes (30 on-topic questions, 33 off-topic ones such as cooking, football and
 # taxes, 10 of neighbouring subjects such as blockchain or PostgreSQL): on-topic 0.43 to 0.85, median 0.62; off-topic
@@ -70,7 +71,7 @@ class HybridRetriever:
         self.embedder = embedder
 
     def search(self, question: str, *, limit: int = 8) -> SearchResult:
-        """The most relevant chunks, best first, at most three of one document; scores are fused, 0 to 1.
+        """The most relevant chunks, best first, see `select`; scores are fused, 0 to 1.
 
         Empty when nothing is relevant. Raises `NotFound` when nothing was ever ingested.
         """
@@ -152,20 +153,24 @@ def coverage(wanted: set[str], chunk: RetrievedChunk) -> float:
 
 
 def select(chunks: Sequence[RetrievedChunk], limit: int) -> list[RetrievedChunk]:
-    """The first chunks that repeat no earlier one, at most `PER_DOCUMENT` of one document."""
+    """The best chunks that repeat no better one.
+
+    After `PER_DOCUMENT` of one document its further ones lose a fifth of their score, so they come only when other
+    documents have nothing close.
+    """
     kept: list[RetrievedChunk] = []
     words: list[set[str]] = []
     per_document: Counter[str] = Counter()
     for chunk in chunks:
         own = set(terms(chunk.text))
-        if per_document[chunk.document_id] == PER_DOCUMENT or any(_same(own, other) for other in words):
+        if any(_same(own, other) for other in words):
             continue
-        per_document[chunk.document_id] += 1
         words.append(own)
+        if per_document[chunk.document_id] >= PER_DOCUMENT:
+            chunk = chunk.model_copy(update={"score": chunk.score * CROWDED})
+        per_document[chunk.document_id] += 1
         kept.append(chunk)
-        if len(kept) == limit:
-            break
-    return kept
+    return sorted(kept, key=lambda chunk: -chunk.score)[:limit]
 
 
 def _scaled(hits: Sequence[Hit]) -> dict[str, float]:

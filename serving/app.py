@@ -31,10 +31,10 @@ from serving.background import Background
 from serving.surface import CHANNEL, Health, IndexState, Part
 from store.opening import Store, open_store
 from store.releases import Release
-from streams.emitter import Emitter, open_emitter
+from streams.emitter import Emitter
 from streams.events import CONTENT_DOCUMENTS, LLM_INTERACTIONS, TOPICS, FeedbackGiven
 from streams.log import EventLog
-from streams.opening import open_log
+from streams.opening import open_emitter, open_log
 from streams.protocols import Answer, Answerer, AnswerRequest, Retriever, SearchResult
 
 FLUSH_SECONDS = 10.0

@@ -154,7 +154,6 @@ class KafkaLog:
         self.ensure_topics(topics)
         with self._reaching():
             consumer = KafkaConsumer(
-                *topics,
                 group_id=group,
                 enable_auto_commit=False,
                 session_timeout_ms=int(self._session_timeout * 1000),
@@ -163,6 +162,10 @@ class KafkaLog:
                 partition_assignment_strategy=[CooperativeStickyAssignor],
                 **self._reading(),
             )
+            # The member that hands out partitions must know them before it joins, or it may hand out none.
+            for topic in topics:
+                consumer.partitions_for_topic(topic)
+            consumer.subscribe(list(topics))
         return KafkaReader(consumer, group, self._reaching)
 
     def close(self) -> None:
@@ -237,7 +240,7 @@ class KafkaLog:
         return self._locks.setdefault(os.getpid(), threading.RLock())
 
     def _reading(self) -> dict[str, Any]:
-        limits = {"enable_incremental_fetch_sessions": False, "max_partition_fetch_bytes": 4 << 20, "auto_offset_reset": "earliest"}
+        limits = {"max_partition_fetch_bytes": 4 << 20, "auto_offset_reset": "earliest"}
         return self._connection() | limits | {"allow_auto_create_topics": False, "request_timeout_ms": 10_000}
 
     def _connection(self) -> dict[str, Any]:

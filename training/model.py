@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +14,19 @@ from training.examples import Example
 from training.packing import Pack, group, pack
 from training.recipes import LoraRecipe
 
+M_MMAP_THRESHOLD = -3  # malloc.h
 HEAD_ROWS = 64
 """Answer positions whose logits exist at once: 64 × 151,936 float32 are 39 MB for Qwen's vocabulary."""
+
+
+def give_freed_memory_back() -> None:
+    """Let glibc map every block from 256 KiB on by itself, so that freed activations return to the system.
+
+    Its own threshold grows to 32 MiB and the heap fragments: 0.5 GB more after two steps of the 0.5B. Elsewhere than
+    on glibc nothing happens.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 256 * 1024)
 
 
 def device_and_dtype() -> tuple[str, Any]:
@@ -41,10 +55,11 @@ def load_with_adapter(directory: Path, recipe: LoraRecipe) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    give_freed_memory_back()
     logging.disable_progress_bar()
     device, dtype = device_and_dtype()
     base = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", attn_implementation="sdpa").to(device)
-    for parameter in base.parameters():  # one by one: converting while loading held 1 GB more of the 0.5B
+    for parameter in base.parameters():
         parameter.data = parameter.data.to(dtype)
     config = LoraConfig(
         r=recipe.rank,

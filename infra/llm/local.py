@@ -30,7 +30,9 @@ UNLOAD_AFTER = 600.0
 EXIT_AFTER = 900.0
 START_SECONDS = 60.0
 LOAD_SECONDS = 300.0
-STATUS_SECONDS = 5.0
+STATUS_SECONDS = 60.0
+"""llama.cpp holds the process's Python threads while it loads (2 s for the 1.5B here, more from a slow disk): a live
+process that is silent for less than this is loading, not dead. A dead one refuses the connection at once."""
 LOG_LIMIT = 10_000_000
 
 

@@ -149,6 +149,7 @@ def _generate(model: Any, inputs: Any, decoding: Decoding, pieces: _Pieces) -> N
 def _load(directory: Path, adapter: Path | None) -> tuple[Any, Any]:
     quiet_transformers()
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     cuda = torch.cuda.is_available()
@@ -159,7 +160,7 @@ def _load(directory: Path, adapter: Path | None) -> tuple[Any, Any]:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, str(adapter))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         seen = adapter or directory
         fix = "delete it and make it again; an adapter must fit its base model"
         raise CorruptArtifact("Transformers cannot load this model", seen=seen, rule=str(error), fix=fix) from error

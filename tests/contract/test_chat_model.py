@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from weights_fixture import cached_models
 
-from infra.errors import InputError
+from infra.errors import CorruptArtifact, InputError
 from infra.llm.chat import ChatModel, Decoding, Message
 from infra.llm.opening import open_chat
 from infra.llm.scripted import ScriptedChat
@@ -141,3 +142,30 @@ class TestTransformersChat(ChatModelContract):
     def test_a_prompt_that_does_not_fit_says_so(self, chat: ChatModel) -> None:
         with pytest.raises(InputError, match="does not fit"):
             chat.complete([Message(role="user", content="word " * 9000)])
+
+    def test_an_adapter_changes_the_text_and_the_name(self, chat: ChatModel, adapter_directory: Path) -> None:
+        adapted = TransformersChat(dequantized(SMALL, cached_models()), adapter_directory, name=SMALL)
+        name, _, digits = adapted.model.partition("+adapter:")
+        assert (name, len(digits)) == (SMALL, 12)
+        assert adapted.complete(ASK, Decoding(max_tokens=12)).text != chat.complete(ASK, Decoding(max_tokens=12)).text
+
+    def test_a_broken_adapter_is_named(self, adapter_directory: Path) -> None:
+        (adapter_directory / "adapter_model.safetensors").write_bytes(b"broken")
+        with pytest.raises(CorruptArtifact, match=str(adapter_directory)):
+            TransformersChat(dequantized(SMALL, cached_models()), adapter_directory).complete(ASK)
+
+
+@pytest.fixture
+def adapter_directory(tmp_path: Path) -> Path:
+    """A PEFT adapter for SmolLM2 with random weights."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(7)
+    base = AutoModelForCausalLM.from_pretrained(dequantized(SMALL, cached_models()), dtype=torch.float32)
+    recipe = peft.LoraConfig(
+        r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    peft.get_peft_model(base, recipe).save_pretrained(tmp_path)
+    return tmp_path

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -33,16 +35,26 @@ def everything(log: EventLog, topic: str) -> list[StoredRecord]:
 
 
 def poll_until(readers: list[GroupReader], done: Callable[[], bool], *, commit: bool = True) -> list[StoredRecord]:
-    """Poll all readers in turn, as live consumers do, until `done`."""
+    """Poll each reader in a thread of its own, as live consumers do, until `done`."""
+    finished = threading.Event()
+    with ThreadPoolExecutor(len(readers)) as pool:
+        loops = [pool.submit(_poll_on, reader, finished, commit) for reader in readers]
+        deadline = time.monotonic() + PATIENCE
+        while not done() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        finished.set()
+        found = [each for loop in loops for each in loop.result()]
+    assert done(), [reader.assignment() for reader in readers]
+    return found
+
+
+def _poll_on(reader: GroupReader, finished: threading.Event, commit: bool) -> list[StoredRecord]:
     found: list[StoredRecord] = []
-    deadline = time.monotonic() + PATIENCE
-    while not done():
-        assert time.monotonic() < deadline, [reader.assignment() for reader in readers]
-        for reader in readers:
-            batch = reader.poll(timeout=0.1)
-            found += batch
-            if commit and batch:
-                reader.commit({(each.topic, each.partition): each.offset + 1 for each in batch})
+    while not finished.is_set():
+        batch = reader.poll(timeout=0.2)
+        found += batch
+        if commit and batch:
+            reader.commit({(each.topic, each.partition): each.offset + 1 for each in batch})
     return found
 
 

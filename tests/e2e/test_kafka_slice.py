@@ -17,6 +17,7 @@ from installation import Installation, wait_until
 from infra.embedder import open_embedder
 from infra.identity import new_id
 from infra.llm import local
+from monitoring.consumer import DRIFT_KEY
 from monitoring.drift import make_reference
 from store.opening import Store, open_store
 from streams.codec import decode
@@ -32,9 +33,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.small_models]
 
 @pytest.fixture
 def here(tmp_path, kafka_broker) -> Iterator[Installation]:
-    installation = Installation(
-        tmp_path, QUILL_LOG_BACKEND="kafka", QUILL_LOG_BOOTSTRAP_SERVERS=kafka_broker.bootstrap_servers
-    )
+    installation = Installation(tmp_path, QUILL_LOG_BACKEND="kafka", QUILL_LOG_BOOTSTRAP_SERVERS=kafka_broker.address)
     yield installation
     local.stop(installation.settings.models)
 
@@ -111,6 +110,6 @@ def test_ten_prompts_become_ten_judged_interactions_and_one_alert(here, store):
         (event_id, evaluation.interaction_id, evaluation.judge) for event_id, evaluation in evaluation_events(here, ids)
     }
     assert len(published) == 10
-    [alert] = store.alerts.list()
+    [alert] = [alert for alert in store.alerts.list() if alert.alert_key == DRIFT_KEY]
     assert set(alert.interaction_ids) <= set(ids)
     assert len(alert.interaction_ids) >= 3

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
-from weights_fixture import cached_models
+from weights_fixture import cached_models, require_weights
 
 from infra.errors import CorruptArtifact, NotFound
 from infra.llm import local
@@ -24,10 +25,8 @@ from infra.llm.opening import open_chat
 from infra.models import resolve
 from infra.settings import LlmSettings, ModelSettings
 
-pytestmark = pytest.mark.small_models
-
 SMALL = "smollm2-135m-instruct"
-LAYERS, WIDTH, RANK = 30, 576, 4
+LAYERS, WIDTH, RANK, STRENGTH = 30, 576, 4, 0.25
 PROMPT = "The capital of France is"
 HELLO = [Message(role="user", content="Say hello.")]
 
@@ -64,8 +63,8 @@ def write_adapter(path: Path, seed: int = 7) -> Path:
     writer.add_float32("adapter.lora.alpha", float(RANK))
     for layer in range(LAYERS):
         stem = f"blk.{layer}.attn_q.weight"
-        writer.add_tensor(f"{stem}.lora_a", draw.normal(0, 0.05, (RANK, WIDTH)).astype(np.float32))
-        writer.add_tensor(f"{stem}.lora_b", draw.normal(0, 0.05, (WIDTH, RANK)).astype(np.float32))
+        writer.add_tensor(f"{stem}.lora_a", draw.normal(0, STRENGTH, (RANK, WIDTH)).astype(np.float32))
+        writer.add_tensor(f"{stem}.lora_b", draw.normal(0, STRENGTH, (WIDTH, RANK)).astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -79,6 +78,7 @@ def server_pid(models: ModelSettings) -> int:
     return int(found["pid"])
 
 
+@pytest.mark.small_models
 def test_processes_and_threads_share_one_server(models, small):
     script = (
         "import sys; from pathlib import Path; from infra.llm import local; from infra.settings import ModelSettings;"
@@ -100,6 +100,7 @@ def test_processes_and_threads_share_one_server(models, small):
     assert found["memory_bytes"] > 50_000_000
 
 
+@pytest.mark.small_models
 def test_a_killed_server_is_replaced_and_an_open_chat_goes_on(models, small):
     chat = open_chat(LlmSettings(), models, model=small)
     before = chat.complete(HELLO, Decoding(max_tokens=8))
@@ -110,6 +111,7 @@ def test_a_killed_server_is_replaced_and_an_open_chat_goes_on(models, small):
     assert server_pid(models) != first
 
 
+@pytest.mark.small_models
 @pytest.mark.parametrize("content", ["", "{}", "not json", '{"pid": 1, "port": 9, "token": "x", "started_at": ""}'])
 def test_a_stale_registry_is_replaced(models, small, content):
     registry = models.cache / "llama-server" / "server.json"
@@ -121,15 +123,17 @@ def test_a_stale_registry_is_replaced(models, small, content):
     assert json.loads(registry.read_text())["pid"] == server_pid(models)
 
 
+@pytest.mark.small_models
 def test_stop_ends_the_process_and_forgets_it(models, small):
     local.ensure(models, small)
     pid = server_pid(models)
     assert local.stop(models) is True
-    assert not Path(f"/proc/{pid}/exe").exists() or not os.path.exists(f"/proc/{pid}/exe")
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     assert local.status(models) is None
     assert local.stop(models) is False
 
 
+@pytest.mark.small_models
 def test_an_idle_model_is_unloaded_and_an_idle_server_ends(models, small, monkeypatch):
     monkeypatch.setattr(local, "UNLOAD_AFTER", 1.0)
     monkeypatch.setattr(local, "EXIT_AFTER", 6.0)
@@ -140,6 +144,7 @@ def test_an_idle_model_is_unloaded_and_an_idle_server_ends(models, small, monkey
     assert not (models.cache / "llama-server" / "server.json").exists()
 
 
+@pytest.mark.small_models
 def test_a_broken_file_is_named_and_the_server_lives_on(models, small, tmp_path):
     base_url = local.ensure(models, small)
     pid = server_pid(models)
@@ -159,6 +164,7 @@ def test_a_broken_file_is_named_and_the_server_lives_on(models, small, tmp_path)
     assert local.ensure(models, small) == base_url
 
 
+@pytest.mark.small_models
 def test_ports_refuse_strangers(models, small):
     base_url = local.ensure(models, small)
     registered = json.loads((models.cache / "llama-server" / "server.json").read_text())
@@ -171,6 +177,7 @@ def test_ports_refuse_strangers(models, small):
         connection.close()
 
 
+@pytest.mark.small_models
 def test_a_cancelled_stream_frees_the_server(models, small):
     class Enough(Exception):
         pass
@@ -193,6 +200,7 @@ def test_a_cancelled_stream_frees_the_server(models, small):
     wait_for(lambda: not any(slot["is_processing"] for slot in slots()), seconds=5)
 
 
+@pytest.mark.small_models
 def test_next_token_probabilities_follow_the_adapter_and_its_scale(models, small, tmp_path):
     adapter = write_adapter(tmp_path / "adapter.gguf")
     prompts = [PROMPT, "Water boils at"]
@@ -202,18 +210,20 @@ def test_next_token_probabilities_follow_the_adapter_and_its_scale(models, small
     assert all(value <= 0 for likeliest in base for value in likeliest.values())
 
     def distance(scale: float) -> float:
-        adapted = local.next_token_logprobs(models, small, adapter, prompts, 200, scale=scale)
+        adapted = local.next_token_logprobs(models, small, adapter, prompts, 20_000, scale=scale)
         pairs = [
             (one[token], base_one[token]) for one, base_one in zip(adapted, base, strict=True) for token in base_one
         ]
         return float(np.mean([abs(ours - theirs) for ours, theirs in pairs]))
 
-    assert distance(0.0) < 0.02
-    assert distance(1.0) > 0.1
-    assert abs(distance(2.0) - distance(1.0)) > 0.05
-    assert distance(0.0) < 0.02
+    found = {scale: distance(scale) for scale in (0.0, 1.0, 2.0)}
+    assert found[0.0] < 0.02
+    assert found[1.0] > 0.2
+    assert abs(found[2.0] - found[1.0]) > 0.1
+    assert distance(0.0) == found[0.0]
 
 
+@pytest.mark.small_models
 def test_an_adapter_has_its_own_server_and_name(models, small, tmp_path):
     adapter = write_adapter(tmp_path / "adapter.gguf")
     plain = open_chat(LlmSettings(), models, model=small)
@@ -224,6 +234,7 @@ def test_an_adapter_has_its_own_server_and_name(models, small, tmp_path):
     assert sorted(loaded, key=str) == sorted([(small, None), (small, str(adapter))], key=str)
 
 
+@pytest.mark.small_models
 def test_llama_cpp_and_transformers_read_the_same_tokens_and_template(small):
     from transformers import AutoTokenizer
 
@@ -243,3 +254,40 @@ def test_llama_cpp_and_transformers_read_the_same_tokens_and_template(small):
     rendered = tokenizer.apply_chat_template([HELLO[0].model_dump()], add_generation_prompt=True, tokenize=False)
     counted = open_chat(LlmSettings(), models, model=SMALL).complete(HELLO, Decoding(max_tokens=1)).input_tokens
     assert counted == len(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("name", ["qwen2.5-coder-1.5b-instruct", "qwen2.5-coder-0.5b-instruct"])
+def test_the_large_models_write_and_hold_a_schema(name):
+    chat = open_chat(LlmSettings(), require_weights(name), model=name)
+    schema = {
+        "type": "object",
+        "properties": {"capital": {"type": "string", "maxLength": 20}},
+        "required": ["capital"],
+        "additionalProperties": False,
+    }
+    ask = [Message(role="user", content="What is the capital of France? Answer as JSON.")]
+    done = chat.complete(ask, Decoding(max_tokens=40), json_schema=schema)
+    assert json.loads(done.text) == {"capital": "Paris"}
+
+
+@pytest.mark.models
+def test_the_adapter_base_is_the_same_model_in_both_engines():
+    """llama.cpp multiplies with 8-bit activations, so its probabilities differ a little from the exact ones."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from infra.llm.weights import dequantized
+
+    name = "qwen2.5-coder-0.5b-instruct"
+    models = require_weights(name)
+    directory = dequantized(name, models)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    (served,) = local.next_token_logprobs(models, name, None, [PROMPT], 5)
+    with torch.inference_mode():
+        logits = model(**tokenizer(PROMPT, return_tensors="pt")).logits[0, -1]
+    exact = torch.log_softmax(logits, -1)
+    gaps = [abs(value - float(exact[tokenizer.encode(token)[0]])) for token, value in served.items()]
+    assert len(gaps) == 5
+    assert float(np.mean(gaps)) < 0.3

@@ -133,7 +133,7 @@ def test_other_commands_work_while_it_runs(here):
     late.unlink()
 
 
-def test_feedback_reaches_the_stream(here):
+def test_every_part_is_well_and_feedback_is_stored(here):
     answer = httpx.post(f"{here.url}/v1/write", json={"question": QUESTION, "max_tokens": 8}, timeout=120).json()
     rating = {"interaction_id": answer["interaction_id"], "ratings": {"relevance": 2}, "reviewer": "ann"}
     before = httpx.get(f"{here.url}/healthz").json()
@@ -142,6 +142,12 @@ def test_feedback_reaches_the_stream(here):
         ("log", "store", "index", "llm", "features", "monitor"), "ok"
     )
     assert httpx.post(f"{here.url}/v1/feedback", json=rating).status_code == 202
+    store = open_store(here.settings)
+    try:
+        [given] = wait_until(lambda: store.interactions.feedback([answer["interaction_id"]]), 30)
+    finally:
+        store.close()
+    assert (given.reviewer, given.ratings) == ("ann", {"relevance": 2})
 
 
 def test_a_second_server_and_a_taken_port_are_refused(here, tmp_path):

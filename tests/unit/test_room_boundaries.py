@@ -20,7 +20,7 @@ OWNERS = {
 
 
 def product_files() -> list[Path]:
-    rooms = "infra streams store retrieval training monitoring serving dagster_project quillstream".split()
+    rooms = ["infra", "streams", "store", "retrieval", "training", "monitoring", "serving", "dagster_project", "quillstream"]
     return [file for room in rooms for file in sorted((ROOT / room).rglob("*.py"))]
 
 

@@ -216,6 +216,24 @@ def test_a_name_that_leads_nowhere_says_what_would(models, tmp_path, name, error
         resolve(name.format(tmp=tmp_path), models)
 
 
+def test_a_damaged_wheel_is_a_failed_carrier(models):
+    def damaged(requirement: str, directory: Path) -> Path:
+        directory.mkdir(parents=True)
+        wheel = directory / "tiny.whl"
+        wheel.write_bytes(b"PK half a wheel")
+        return wheel
+
+    with pytest.raises(Unavailable, match="not a zip file"):
+        resolve("tiny", models, catalogue={"tiny": entry_of()}, carriers=[WheelCarrier(damaged)])
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "cache").write_text("a file where the directory should be")
+    models = ModelSettings(cache=tmp_path / "cache", hub=False)
+    with pytest.raises(Unavailable, match=r"cannot be written.*models\.cache"):
+        resolve("tiny", models, catalogue={"tiny": entry_of()}, carriers=[WheelCarrier(Registry())])
+
+
 def test_the_catalogue_is_complete():
     assert set(CATALOGUE) == {
         "qwen2.5-coder-1.5b-instruct",

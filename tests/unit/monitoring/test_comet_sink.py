@@ -86,6 +86,7 @@ def test_an_unusable_key_says_what_to_do(settings, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", no_network)
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr("urllib3.util.retry.Retry.sleep", lambda *_: None)
     online = settings.model_copy(update={"comet": CometSettings(api_key=SecretStr("not-a-key"))})
     with pytest.raises(Unavailable, match="COMET_API_KEY"):
         CometSink(online).log([INTERACTION], [])

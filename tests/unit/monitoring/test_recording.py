@@ -45,7 +45,9 @@ def test_one_verdict_per_judge_on_the_stream_and_in_the_store(log, store):
     records = log.read(LLM_EVALUATIONS, 0, 0)
     assert len(records) == 1
     (stored,) = store.interactions.evaluations(["i1"])
-    assert decode(records[0]).data == stored
+    streamed = decode(records[0]).data
+    assert sorted(streamed.scores, key=str) == sorted(stored.scores, key=str)
+    assert streamed.judge == stored.judge
     assert stored.judge == judge.id
     assert stored.sampled_with == 1.0
 

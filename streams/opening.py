@@ -1,0 +1,26 @@
+"""The event log and the emitter that the settings name."""
+
+from __future__ import annotations
+
+from infra.settings import Settings
+from streams.embedded import EmbeddedLog
+from streams.emitter import Emitter
+from streams.log import EventLog
+from streams.masking import Masker
+
+
+def open_log(settings: Settings) -> EventLog:
+    """The embedded log at `<home>/log.db`, or Kafka. Nothing is opened or connected before it is used."""
+    if settings.log.backend == "kafka":
+        from streams.kafka import KafkaLog
+
+        return KafkaLog(settings.log)
+    return EmbeddedLog(settings.home / "log.db", partitions=settings.log.partitions)
+
+
+def open_emitter(settings: Settings, log: EventLog, source: str = "quillstream") -> Emitter:
+    """An emitter into the log; with Kafka through the outbox at `<home>/outbox`, whose leftovers it forwards."""
+    outbox = settings.home / "outbox" if settings.log.backend == "kafka" else None
+    emitter = Emitter(log, masker=Masker(), outbox=outbox, source=source)
+    emitter.forward()
+    return emitter

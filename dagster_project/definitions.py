@@ -8,6 +8,4 @@ from infra.settings import quiet_third_parties
 
 quiet_third_parties()
 
-defs: dg.Definitions = dg.load_from_defs_folder(
-    path_within_project=Path(__file__).parent, project_root=Path(__file__).parents[1]
-)
+defs: dg.Definitions = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)

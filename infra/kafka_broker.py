@@ -16,7 +16,6 @@ import time
 import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from infra.errors import Unavailable
 from infra.identity import file_hash, short
@@ -113,9 +112,9 @@ class KafkaBroker:
         """End the process at once, as a power cut would; `start` brings it back with its log."""
         self._end(force=True)
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
+    def __enter__(self) -> str:
+        """The address, as `start` gives it."""
+        return self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -49,7 +49,7 @@ def run(
         if once:
             log.ensure_topics([LLM_INTERACTIONS, LLM_FEEDBACK])
             ends = {topic: log.end_offsets(topic) for topic in (LLM_INTERACTIONS, LLM_FEEDBACK)}
-            console.print(f"handled {monitor.run_until(ends, timeout=float('inf'))} records")
+            console.print(f"handled {monitor.run_until(ends, timeout=ONCE_SECONDS)} records")
             return
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):

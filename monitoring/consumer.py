@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 GROUP = "monitor"
 DRIFT_KEY = "embedding-drift:prompt"
 REFUSAL_KEY = "refusal-rate:response"
+REFUSAL_WARMUP = 50
+"""Answers whose share of refusals counts as usual; fewer cannot tell a burst from a beginning."""
 LOOK_FOR_REFERENCE_SECONDS = 5.0
 
 
@@ -158,7 +160,7 @@ def drift_watch(store: Store, reference_id: str, calibration: tuple[float, ...] 
 
 def refusal_watch(store: Store) -> Watch:
     """The watch on the share of refused requests, against the stream's own past."""
-    return Watch(REFUSAL_KEY, "More requests are refused than before", state_folder(store))
+    return Watch(REFUSAL_KEY, "More requests are refused than before", state_folder(store), warmup=REFUSAL_WARMUP)
 
 
 def state_folder(store: Store) -> Path:

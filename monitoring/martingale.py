@@ -61,13 +61,17 @@ def new_run(calibration: Sequence[float] = (), seen: Sequence[str] = ()) -> RunS
     return RunState(scores=ordered, baseline=ordered, seen=tuple(seen))
 
 
-def observe(state: RunState, identity: str, score: float, *, keep: int, window: int) -> RunState:
+def observe(state: RunState, identity: str, score: float, *, keep: int, window: int, warmup: int = 0) -> RunState:
     """The state after one more observation; the same state when `identity` was observed lately.
 
-    `keep` is how many observations of the stretch are remembered, `window` the length of `recent`.
+    `keep` is how many observations of the stretch are remembered, `window` the length of `recent`. While there are
+    fewer than `warmup` scores an observation only calibrates: nothing is bet on it.
     """
     if identity in state.seen:
         return state
+    if len(state.scores) < warmup:
+        scores = tuple(sorted((*state.scores, score)))
+        return state.model_copy(update={"scores": scores, "seen": (*state.seen, identity)[-SEEN_KEPT:]})
     p = p_value(state.scores, score, tie_break(identity))
     count = state.count + 1
     share = 1 / (count * (count + 1) * len(BETS))

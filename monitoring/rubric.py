@@ -139,6 +139,8 @@ def _from_lines(text: str) -> dict[str, tuple[float, str]]:
 
 def _one_line(text: str) -> str:
     line = " ".join(text.split()).strip(" \"'{}[],")
-    if len(line) < LONGEST:
-        return line
-    return line if line.endswith((".", "!", "?")) else line[:LONGEST].rpartition(" ")[0] + "…"
+    if len(line) < LONGEST * 0.9 or line.endswith((".", "!", "?")):
+        return line[: LONGEST * 3]
+    # The schema's limit cut it: what remains ends with its last whole sentence, or else with its last whole word.
+    whole = line[:LONGEST].rpartition(". ")[0]
+    return f"{whole}." if whole else line[:LONGEST].rpartition(" ")[0] + "…"

@@ -57,11 +57,20 @@ class Watch:
     """One stream of observations with a name, a calibration and a false-alarm bound `alpha` per run."""
 
     def __init__(
-        self, key: str, title: str, folder: Path, *, calibration: Sequence[float] = (), reference: str = ""
+        self,
+        key: str,
+        title: str,
+        folder: Path,
+        *,
+        calibration: Sequence[float] = (),
+        reference: str = "",
+        warmup: int = 0,
     ) -> None:
+        """`warmup`: without a reference, how many observations a run takes as its calibration before it bets."""
         self.key = key
         self.title = title
         self._calibration = tuple(calibration)
+        self._warmup = warmup
         self._reference = short(reference) or "own past"
         self._file = folder / f"{short(content_id('watch', [key, reference]), 16)}.json"
         self._thread = threading.Lock()
@@ -74,7 +83,8 @@ class Watch:
     @property
     def detector(self) -> str:
         """Name of the detector with its settings."""
-        return f"conformal-martingale(alpha={ALPHA:g}, reference={self._reference}, n={len(self._calibration)})"
+        size = len(self._calibration) or self._warmup
+        return f"conformal-martingale(alpha={ALPHA:g}, reference={self._reference}, n={size})"
 
     def observe(
         self,
@@ -113,11 +123,11 @@ class Watch:
     def _step(self, state: WatchState, identity: str, score: float, time: datetime) -> tuple[WatchState, Change | None]:
         if state.alert is not None:
             return self._while_open(state, state.alert, identity, score)
-        run = martingale.observe(state.run, identity, score, keep=STRETCH, window=RECOVERY)
+        run = martingale.observe(state.run, identity, score, keep=STRETCH, window=RECOVERY, warmup=self._warmup)
         if run.wealth < self.threshold:
             ended = run.count >= martingale.MAX_RUN
             return (self._fresh(run) if ended else WatchState(run=run)), None
-        evidence = told_by(run.stretch)
+        evidence = told_by(run.stretch, run.scores)
         alert_id = short(content_id("alert", [self.key, evidence[0].id]), 16)
         alert = OpenAlert(alert_id=alert_id, opened_at=time, evidence=evidence)
         note = f"the wealth of the bets reached {run.wealth:.0f} after {run.count} observations"
@@ -151,9 +161,11 @@ class Watch:
         return state, Change(state="open", alert=alert, wealth=run.wealth, note=note)
 
 
-def told_by(stretch: Sequence[Observed]) -> tuple[Observed, ...]:
-    """The observations of a stretch that the bets won on: p-value at most 0.1, or as strange as one of those."""
-    scores = [one.score for one in stretch if one.p <= 0.1]
+def told_by(stretch: Sequence[Observed], scores: Sequence[float]) -> tuple[Observed, ...]:
+    """The observations of a stretch that the bets won on: p-value at most 0.1 and stranger than the median of the
+    run's scores (ascending), or as strange as one of those."""
+    middle = scores[len(scores) // 2]
+    scores = [one.score for one in stretch if one.p <= 0.1 and one.score > middle]
     least = min(scores) if scores else max(one.score for one in stretch)
     return tuple(one for one in stretch if one.score >= least)
 

@@ -157,7 +157,8 @@ def tidy(completion: Completion) -> str:
         spans = sentence_spans(text)
         if len(spans) > 1:
             text = text[: spans[-2][1]]
-    return text or REFUSAL
+    # Told that it may refuse, a small model sometimes adds the refusal to an answer.
+    return text.removesuffix(REFUSAL).strip() or REFUSAL
 
 
 def is_refusal(text: str) -> bool:

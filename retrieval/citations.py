@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 MIN_SUPPORT = 0.70
 MIN_RECALL = 0.4
 MIN_COSINE = 0.5
-MIN_TERMS = 4
+MIN_TERMS = 3
+MIN_TERMS_OF_TITLE = 5
 
 NUMBER = re.compile(r"(?<![\w.])\d[\d.,]*(?:%|\b)")
 NEGATION = re.compile(r"\b(?:not|no|never|none|neither|nor|without|cannot)\b|n['’]t\b", re.IGNORECASE)
@@ -119,9 +120,10 @@ def prose_spans(text: str) -> list[tuple[int, int]]:
 def is_claim(sentence: str) -> bool:
     """Whether a sentence states something: no question, greeting, hashtag line, call to action or short title."""
     words = re.sub(r"#\w+", "", bare(sentence))
-    if words.rstrip(" \"'”’)*_").endswith("?") or NOT_A_CLAIM.match(words):
+    if words.rstrip(" )*_").endswith("?") or NOT_A_CLAIM.match(words):
         return False
-    return len(set(terms(words))) >= MIN_TERMS
+    finished = words.rstrip(" \"'”’)*_").endswith((".", "!", ":", ";"))
+    return len(set(terms(words))) >= (MIN_TERMS if finished else MIN_TERMS_OF_TITLE)
 
 
 def bare(sentence: str) -> str:

@@ -39,7 +39,7 @@ def clean(text: str) -> str:
             out.append(part)
             continue
         bare = _without_links(IMAGE.sub("", AUTOLINK.sub(r"\1", _mark_only_links(part))))
-        lines = [line for line in map(_clean_line, bare.splitlines()) if line is not None]
+        lines = [line for line in map(_clean_line, bare.split("\n")) if line is not None]
         out.extend(_unwrapped(lines))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(out)).strip()
 
@@ -77,7 +77,7 @@ def is_prose(text: str) -> bool:
 
 def _mark_only_links(part: str) -> str:
     """Lines that are nothing but links become empty, before links turn into words."""
-    return "\n".join("" if _only_links(line) else line for line in part.splitlines())
+    return "\n".join("" if _only_links(line) else line for line in part.split("\n"))
 
 
 def _without_links(part: str) -> str:

@@ -136,6 +136,11 @@ class Rooms:
         """Wait until the index has applied `targets`; the work is done here when no other process owns the index."""
         return self.pipeline.reach(targets, on_progress=on_progress)
 
+    def catch_up(self) -> None:
+        """Let the index apply what is on the stream now, here when no other process owns it: what was deleted must
+        not be found, and what was ingested without waiting must be."""
+        self.reach(self.log.end_offsets(CONTENT_DOCUMENTS))
+
     # --- Platform -----------------------------------------------------------------------------------------
 
     def search(self, question: str, limit: int) -> SearchResult:

@@ -28,6 +28,7 @@ def search(settings: Settings, request: SearchRequest) -> list[Hit]:
     from serving.app import Rooms
 
     with Rooms(settings) as rooms:
+        rooms.catch_up()
         return hits(rooms.search(request.question, request.limit))
 
 
@@ -42,6 +43,7 @@ def write(settings: Settings, request: WriteRequest, on_text: Callable[[str], No
     from serving.app import Rooms
 
     with Rooms(settings) as rooms:
+        rooms.catch_up()
         return written(rooms.answer(to_answer_request(request), on_text))
 
 

@@ -61,15 +61,17 @@ class Masker:
         return Masked(text="".join([*pieces, text[position:]]), spans=tuple(spans))
 
 
-def mask_payload(payload: Payload, masker: Masker) -> Payload:
+def mask_payload(payload: Payload, masker: Masker | None = None) -> Payload:
     """The payload with its free text masked, ids left alone, and NUL, which no store takes, replaced by U+FFFD.
 
     Documents pass as they are: they are the user's own corpus, published on purpose, and grounding and citations
     need them word for word; what people type and models answer is what must not be kept.
     """
 
+    masking = masker or Masker()
+
     def text(value: str) -> str:
-        return masker.mask(value.replace("\0", "\ufffd")).text
+        return masking.mask(value.replace("\0", "\ufffd")).text
 
     def texts(values: Sequence[str]) -> tuple[str, ...]:
         return tuple(text(value) for value in values)

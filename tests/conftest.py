@@ -32,5 +32,6 @@ def kafka_broker() -> Iterator[KafkaBroker]:
             pytest.fail(reason)
         pytest.skip(reason)
     cache = fresh_settings(Path("/nonexistent")).models.cache
-    with KafkaBroker(cache / "kafka") as broker:
+    broker = KafkaBroker(cache / "kafka")
+    with broker:
         yield broker

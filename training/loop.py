@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ class Checkpoint:
             return Progress()
         try:
             saved = torch.load(self.file, weights_only=True, map_location="cpu")
-        except (RuntimeError, EOFError, OSError, ValueError):
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError):
             self.remove()
             return Progress()
         with torch.no_grad():

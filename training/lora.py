@@ -54,7 +54,8 @@ def train(
     """
     from infra.models import resolve
 
-    base = resolve(recipe.base, models)
+    tell = on_progress or _quiet
+    base = resolve(recipe.base, models, lambda name, done, total: tell(done, total, f"download of {name}"))
     inputs = {
         "dataset": dataset.id,
         "recipe": recipe.model_dump(),
@@ -64,7 +65,7 @@ def train(
     identity = content_id("adapter", inputs)
     checkpoint = Checkpoint(artifacts.path("adapter", identity).parent / f".checkpoint-{short(identity, 16)}.pt")
     inputs |= {"libraries": {name: version(name) for name in ("torch", "transformers", "peft", "gguf")}}
-    job = _Job(recipe, models, checkpoint, on_progress or _quiet, served or _engine(models, recipe.base))
+    job = _Job(recipe, models, checkpoint, tell, served or _engine(models, recipe.base))
     with exclusive(checkpoint.file.with_suffix(".lock")):
         rows = artifacts.verify("dataset", dataset.id)
         manifest = artifacts.build("adapter", identity, inputs, lambda directory: job.fill(directory, rows))
@@ -88,7 +89,9 @@ class _Job:
 
         recipe = self._recipe
         with self._stage("base"):
-            base = dequantized(recipe.base, self._models)
+            base = dequantized(
+                recipe.base, self._models, lambda name, done, total: self._tell(done, total, f"base {name}")
+            )
             model, tokenizer = load_with_adapter(base, recipe), load_tokenizer(base)
             train_rows = encode_rows(tokenizer, _rows(dataset / "train.jsonl"), recipe.pack_tokens)
             heldout = encode_rows(tokenizer, _rows(dataset / "heldout.jsonl"), recipe.pack_tokens)

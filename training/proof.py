@@ -24,9 +24,9 @@ from training.packing import group, pack
 
 TOP = 5
 SERVED_TOP = 100
-DEEPEST = 12
+DEEPEST = 8
 """Answer tokens a prompt may contain: prompts stay short, and early tokens decide style and content."""
-TOLERANCE = 0.15
+TOLERANCE = 0.12
 """Mean |Δ log p| in nats up to which served counts as trained."""
 
 

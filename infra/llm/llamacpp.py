@@ -30,6 +30,12 @@ LOG = "server.log"
 CONTEXT_TOKENS = 4096
 SLOTS = 2
 PROMPT_CACHE_MIB = 128
+MAX_LOADED = 3
+"""A writer, a small writer and its adapter; the 1.5B takes 1.8 GB, the 0.5B 0.8 GB each time it is loaded."""
+
+BUSY_SECONDS = 10.0
+"""A model used more recently than this is never unloaded to make room."""
+
 SWEEP_SECONDS = 2.0
 
 
@@ -59,6 +65,10 @@ class LoadedModel:
         if counters != self._counters or "requests_processing 0\n" not in counters:
             self.used = now
         self._counters = counters
+
+    def is_orphan(self) -> bool:
+        """Whether its adapter file is gone: an adapter on trial, which nobody will ask for again."""
+        return self.adapter is not None and not Path(self.adapter).exists()
 
     def close(self) -> None:
         """Unload: llama.cpp frees the weights when the last reference goes."""
@@ -106,8 +116,10 @@ class Pool:
         with self._lock:
             if self.closed:
                 raise ConnectionAbortedError("this server is ending")
-            loaded = self._loaded.get(key) or self._load(model, adapter)
-            self._loaded[key] = loaded
+            loaded = self._loaded.get(key)
+            if loaded is None:
+                self._make_room()
+                loaded = self._loaded[key] = self._load(model, adapter)
             self._asked = loaded.used = time.monotonic()
             return loaded.base_url
 
@@ -118,8 +130,10 @@ class Pool:
             loaded.note_use(now)  # waits for a running batch, so not under the lock that `ensure` needs
         with self._lock:
             self._asked = max([self._asked, *(loaded.used for loaded in self._loaded.values())])
-            for key in [key for key, loaded in self._loaded.items() if now - loaded.used > unload_after]:
-                self._loaded.pop(key).close()
+            for key, loaded in list(self._loaded.items()):
+                allowed = BUSY_SECONDS if loaded.is_orphan() else unload_after
+                if now - loaded.used > allowed:
+                    self._loaded.pop(key).close()
             self.closed = self.closed or now - self._asked > exit_after
 
     def close(self) -> None:
@@ -143,6 +157,13 @@ class Pool:
             for loaded in list(self._loaded.values())
         ]
         return {"pid": os.getpid(), "memory_bytes": psutil.Process().memory_info().rss, "models": models}
+
+    def _make_room(self) -> None:
+        now = time.monotonic()
+        idle = [key for key, loaded in self._loaded.items() if now - loaded.used > BUSY_SECONDS]
+        idle.sort(key=lambda key: self._loaded[key].used)
+        for key in idle[: max(len(self._loaded) - MAX_LOADED + 1, 0)]:
+            self._loaded.pop(key).close()
 
     def _load(self, model: str, adapter: str | None) -> LoadedModel:
         before = self._log.stat().st_size

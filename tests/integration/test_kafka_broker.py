@@ -40,7 +40,8 @@ def log(kafka_broker: KafkaBroker) -> Iterator[KafkaLog]:
 @pytest.fixture
 def own_broker(kafka_broker: KafkaBroker, tmp_path: Path) -> Iterator[KafkaBroker]:
     """A broker that the test may kill."""
-    with KafkaBroker(kafka_broker.home, tmp_path / "kafka") as broker:
+    broker = KafkaBroker(kafka_broker.home, tmp_path / "kafka")
+    with broker:
         yield broker
 
 

@@ -153,8 +153,26 @@ def test_a_document_that_became_unusable_is_kept_as_it_was(quill, tmp_path):
     assert "twisted" in json.loads(quill("search", "ropewalk", "--json", "--limit", "1").out)[0]["text"]
 
 
+def test_what_was_not_waited_for_is_found_by_the_next_search_and_what_is_gone_is_not(quill, tmp_path):
+    note = tmp_path / "notes" / "ropes.md"
+    note.parent.mkdir()
+    note.write_text("# Ropes\n\nA ropewalk is a long lane where strands were laid and twisted.\n")
+    assert json.loads(quill("ingest", str(note.parent), "--no-wait", "--json").out)["searchable"] is False
+    assert "twisted" in json.loads(quill("search", "ropewalk", "--json", "--limit", "1").out)[0]["text"]
+    note.unlink()
+    assert json.loads(quill("ingest", str(note.parent), "--no-wait", "--json").out)["deleted"] == 1
+    found = json.loads(quill("search", "ropewalk", "--json").out)
+    assert [hit for hit in found if "twisted" in hit["text"]] == []
+
+
 def test_a_path_that_does_not_exist(quill, tmp_path):
     one_line(quill("ingest", str(tmp_path / "nowhere")), "nothing at this path", "nowhere")
+
+
+@pytest.mark.parametrize("verb", ["search", "write"])
+def test_an_installation_without_documents(quill, tmp_path, monkeypatch, verb):
+    monkeypatch.setenv("QUILL_HOME", str(tmp_path / "empty"))
+    one_line(quill(verb, "What is LoRA?"), "ingest")
 
 
 @pytest.mark.parametrize("verb", ["search", "write"])

@@ -111,7 +111,7 @@ def test_a_long_alert_keeps_at_most_fifty_ids_and_stops_repeating_itself(tmp_pat
 
 def test_refusals_are_compared_with_the_streams_own_past(tmp_path):
     desk = Desk()
-    one = Watch("refusal-rate:response", "More requests are refused", tmp_path)
+    one = Watch("refusal-rate:response", "More requests are refused", tmp_path, warmup=50)
     desk.feed(one, np.random.default_rng(6).random(100) < 0.05, "usual")
     assert desk.changes == []
     desk.feed(one, [1.0] * 30, "refused")
@@ -120,6 +120,14 @@ def test_refusals_are_compared_with_the_streams_own_past(tmp_path):
     assert sum(name.startswith("refused") for name in ids) >= 0.8 * len(ids)
     desk.feed(one, [0.0] * (RECOVERY + 5), "fine")
     assert desk.changes[-1].state == "resolved"
+
+
+def test_a_stream_without_a_past_does_not_alarm(tmp_path):
+    desk = Desk()
+    one = Watch("refusal-rate:response", "More requests are refused", tmp_path, warmup=50)
+    desk.feed(one, [0.0] * 9 + [1.0] * 40, "young")
+    assert desk.changes == []
+    assert one.load().run.count == 0
 
 
 def test_constructing_a_watch_touches_no_disk(tmp_path):

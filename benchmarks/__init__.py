@@ -1,0 +1,1 @@
+"""Measurements: each module prints its figures, says what it compared with, and skips with a reason."""

@@ -21,6 +21,7 @@ $(INSTALLED): pyproject.toml
 
 weights: $(INSTALLED) ## all model weights (1.8 GB, once per machine), ready to serve and to train
 	@$(BIN)/python -m infra.models fetch all
+	@$(BIN)/python -m infra.llm.weights qwen2.5-coder-0.5b-instruct
 
 demo: weights ## the whole loop on real text; about ten minutes the first time, under one after that
 	@$(BIN)/quill demo $(ARGS)

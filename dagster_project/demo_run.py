@@ -50,7 +50,7 @@ def _broker(settings: Settings, kafka: bool) -> Iterator[Settings]:
         yield settings.model_copy(update={"log": log})
         return
     console.print("starting Apache Kafka (from Maven the first time)…", style="dim")
-    with KafkaBroker(settings.home / "kafka") as address:
+    with KafkaBroker(settings.models.cache / "kafka", settings.home / "kafka") as address:
         log = log.model_copy(update={"bootstrap_servers": address})
         yield settings.model_copy(update={"log": log})
 

@@ -15,7 +15,7 @@ from streams.protocols import JudgeInput
 
 MAX_PROMPT_SENTENCES = 40
 MAX_SENTENCES = 60
-MAX_PASSAGES = 120
+MAX_PASSAGES = 24
 
 # A single sentence hangs together with itself: it gets the middle value of edited answers.
 LONE_LINK = 0.6
@@ -93,12 +93,17 @@ class Reading:
 
 
 def texts_of(subject: JudgeInput) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """(sentences of the response, sentences of the prompt, sentences of the context), each up to its limit."""
-    passages = [sentence for passage in subject.context for sentence in text.sentences(passage)]
+    """(sentences of the response, sentences of the prompt, sentences of the context), each up to its limit.
+
+    Of the context those that share most words with a sentence of the response: embedding all of it would take most
+    of the judge's time.
+    """
+    response = text.sentences(subject.response)[:MAX_SENTENCES]
+    passages = dict.fromkeys(sentence for passage in subject.context for sentence in text.sentences(passage))
     return (
-        tuple(text.sentences(subject.response)[:MAX_SENTENCES]),
+        tuple(response),
         tuple(text.sentences(subject.prompt)[:MAX_PROMPT_SENTENCES]),
-        tuple(passages[:MAX_PASSAGES]),
+        tuple(_nearest_by_words(response, list(passages))),
     )
 
 
@@ -195,6 +200,24 @@ def faithfulness(of: Reading) -> Faithfulness:
         weakest=float(support.min()),
         unsupported=of.sentence_texts[int(support.argmin())],
     )
+
+
+def _nearest_by_words(response: Sequence[str], passages: Sequence[str]) -> list[str]:
+    """Round by round the passage that shares most content words with each sentence, then with the whole, up to the
+    limit; in the passages' order."""
+    if len(passages) <= MAX_PASSAGES:
+        return list(passages)
+    held = [set(text.stems(passage)) for passage in passages]
+    rankings = []
+    for sentence in response:
+        wanted = set(text.stems(sentence))
+        rankings.append(sorted(range(len(passages)), key=lambda place: -len(wanted & held[place])))
+    chosen: dict[int, None] = {}
+    for places in zip(*rankings, strict=True):
+        chosen.update(dict.fromkeys(places[: MAX_PASSAGES - len(chosen)]))
+        if len(chosen) >= MAX_PASSAGES:
+            break
+    return [passages[place] for place in sorted(chosen or range(MAX_PASSAGES))]
 
 
 def _repetition(response: str) -> float:

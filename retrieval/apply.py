@@ -13,6 +13,7 @@ from retrieval.sparse import encode_document
 from store.documents import Chunk
 from store.opening import Store
 from streams.codec import decode
+from streams.consumer import dead_letter_topic
 from streams.events import CONTENT_DOCUMENTS, DocumentDeleted, DocumentUpserted, Event
 from streams.log import EventLog, Record, StoredRecord
 
@@ -42,11 +43,16 @@ class Pending(NamedTuple):
 
 
 def next_batch(log: EventLog, position: Mapping[int, int], limit: int = BATCH) -> Batch | None:
-    """The next records that the position has not passed, all of one partition; None when there are none."""
-    for partition in range(log.partitions(CONTENT_DOCUMENTS)):
-        records = log.read(CONTENT_DOCUMENTS, partition, position.get(partition, 0), limit=limit)
-        if records:
-            return Batch(records, {**position, partition: records[-1].offset + 1})
+    """The next records that the position has not passed, all of one partition; None when there are none.
+
+    A partition may end in offsets without records (Kafka's transaction marks): those make an empty batch.
+    """
+    for partition, end in sorted(log.end_offsets(CONTENT_DOCUMENTS).items()):
+        start = position.get(partition, 0)
+        if start < end:
+            records = log.read(CONTENT_DOCUMENTS, partition, start, limit=limit)
+            after = records[-1].offset + 1 if records else end
+            return Batch(records, {**position, partition: after})
     return None
 
 
@@ -159,15 +165,16 @@ class Applier:
         return vectors | fresh
 
     def _bury(self, record: StoredRecord, error: Exception) -> None:
-        headers = (
-            *record.headers,
-            ("dlq.error", f"{type(error).__name__}: {error}".encode()),
-            ("dlq.topic", record.topic.encode()),
-            ("dlq.partition", str(record.partition).encode()),
-            ("dlq.offset", str(record.offset).encode()),
-            ("dlq.attempts", b"1"),
-        )
-        self._log.append(f"{CONTENT_DOCUMENTS}.dlq", [Record(key=record.key, value=record.value, headers=headers)])
+        reason = {
+            "dlq_error": f"{type(error).__name__}: {error}",
+            "dlq_attempts": "1",
+            "dlq_topic": record.topic,
+            "dlq_partition": str(record.partition),
+            "dlq_offset": str(record.offset),
+        }
+        headers = tuple((name, text.encode("utf-8", "replace")) for name, text in reason.items())
+        letter = Record(key=record.key, value=record.value, headers=record.headers + headers)
+        self._log.append(dead_letter_topic(record.topic), [letter])
         self.dead += 1
 
 

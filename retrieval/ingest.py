@@ -46,42 +46,68 @@ def publish(
     changes nothing. `on_progress` receives the number of sources read so far.
     """
     log.ensure_topics([CONTENT_DOCUMENTS])
-    held = {row.document_id: row for row in store.documents.list()}
-    seen: set[str] = set()
-    rejected: list[Rejected] = []
-    counts = {"published": 0, "unchanged": 0}
+    reading = _Reading(store, scope)
+    _append(log, reading.changed(documents, on_progress))
+    gone = reading.gone()
+    tombstones = (DocumentDeleted(document_id=row.document_id, source=row.source) for row in gone)
+    _append(log, (encode(Event(data=tombstone)) for tombstone in tombstones))
+    return IngestReport(
+        published=reading.published,
+        unchanged=reading.unchanged,
+        deleted=len(gone),
+        rejected=reading.rejected,
+        targets=log.end_offsets(CONTENT_DOCUMENTS),
+    )
 
-    def changed() -> Iterator[Record]:
+
+class _Reading:
+    """One pass over a scope, compared with what the store holds."""
+
+    def __init__(self, store: Store, scope: str) -> None:
+        self._held = {row.document_id: row for row in store.documents.list()}
+        self._scope = scope
+        self._seen: set[str] = set()
+        self.rejected: list[Rejected] = []
+        self.published = self.unchanged = 0
+
+    def changed(
+        self, documents: Iterable[SourceDocument | Rejected], on_progress: Callable[[int], None] | None
+    ) -> Iterator[Record]:
+        """Records of the new and changed documents, made one by one as they are read."""
         for number, document in enumerate(documents, start=1):
             if on_progress is not None:
                 on_progress(number)
             if isinstance(document, Rejected):
-                rejected.append(document)
+                self.rejected.append(document)
                 continue
-            seen.add(document.document_id)
-            known = held.get(document.document_id)
-            if known is not None and known.content_hash == document.content_hash:
-                counts["unchanged"] += 1
-                continue
-            try:
-                record = encode(Event(data=upsert(document, scope)))
-                check_appendable(CONTENT_DOCUMENTS, [record])
-            except InputError as error:
-                rejected.append(Rejected(source=document.source, reason=f"{error.what} ({error.seen}; {error.rule})"))
-                continue
-            counts["published"] += 1
-            yield record
+            record = self._record(document)
+            if record is not None:
+                yield record
 
-    _append(log, changed())
-    refused = {item.source for item in rejected}
-    gone = [
-        row
-        for row in held.values()
-        if row.document_id not in seen and row.source not in refused and in_scope(row, scope)
-    ]
-    tombstones = (DocumentDeleted(document_id=row.document_id, source=row.source) for row in gone)
-    _append(log, (encode(Event(data=tombstone)) for tombstone in tombstones))
-    return IngestReport(deleted=len(gone), rejected=rejected, targets=log.end_offsets(CONTENT_DOCUMENTS), **counts)
+    def gone(self) -> list[DocumentRow]:
+        """What the store holds of the scope and this pass did not meet; a rejected source is not gone."""
+        refused = {item.source for item in self.rejected}
+        return [
+            row
+            for row in self._held.values()
+            if row.document_id not in self._seen and row.source not in refused and in_scope(row, self._scope)
+        ]
+
+    def _record(self, document: SourceDocument) -> Record | None:
+        self._seen.add(document.document_id)
+        known = self._held.get(document.document_id)
+        if known is not None and known.content_hash == document.content_hash:
+            self.unchanged += 1
+            return None
+        try:
+            record = encode(Event(data=upsert(document, self._scope)))
+            check_appendable(CONTENT_DOCUMENTS, [record])
+        except InputError as error:
+            reason = f"{error.what} ({error.seen}; {error.rule})"
+            self.rejected.append(Rejected(source=document.source, reason=reason))
+            return None
+        self.published += 1
+        return record
 
 
 def upsert(document: SourceDocument, scope: str) -> DocumentUpserted:

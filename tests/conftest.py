@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,3 +35,13 @@ def kafka_broker() -> Iterator[KafkaBroker]:
     broker = KafkaBroker(cache / "kafka")
     with broker:
         yield broker
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With QUILL_TESTS_SKIP_IS_FAILURE=1, as `make test-models` sets it, a test that was skipped has failed."""
+    report = yield
+    if report.skipped and os.environ.get("QUILL_TESTS_SKIP_IS_FAILURE") == "1" and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and a skip is a failure here: {report.longrepr}"
+    return report

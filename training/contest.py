@@ -121,7 +121,7 @@ def decide(contender: str, gaps: Sequence[Gap], barred: str = "") -> Decision:
         if signs:
             outcome: Literal["better", "worse"] = "better" if signs == {1} else "worse"
             return Decision(contender=contender, outcome=outcome, reason=" and ".join(sorted(said)))
-    return Decision(contender=contender, outcome="undecided", reason="every interval contains zero")
+    return Decision(contender=contender, outcome="undecided", reason="no interval lies on one side of zero")
 
 
 def means(entries: Sequence[Entry]) -> dict[str, Any]:

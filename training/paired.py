@@ -20,10 +20,10 @@ class Difference(Value):
     """A mean paired difference and its 95 % interval."""
 
     mean: float = Field(description="Mean of the differences.")
-    low: float | None = Field(description="Lower end of the 95 % interval; None for a single pair, which has none.")
+    low: float | None = Field(description="Lower end of the 95 % interval; None when there is none.")
     high: float | None = Field(description="Upper end.")
     pairs: int = Field(ge=1, description="Number of pairs.")
-    method: str = Field(description="How the interval was made: 'bootstrap', 't' or 'none' (a single pair).")
+    method: str = Field(description="How the interval was made: 'bootstrap', 't' or 'none'.")
 
     @property
     def decided(self) -> int:
@@ -37,16 +37,16 @@ def difference(values: Sequence[float], weights: Sequence[float] | None = None, 
     """The (weighted) mean of paired differences with a 95 % interval.
 
     From `FEW` pairs on, the percentile bootstrap over pairs (Efron and Tibshirani 1993, chapter 13); below that, where
-    resampling understates the spread, Student's t of the pairs' own spread, unweighted. One pair has no
-    interval. Raises `InputError` without pairs.
+    resampling understates the spread, Student's t of the pairs' own spread, unweighted. One pair has no interval, nor
+    have a few equal ones: they say nothing about the spread. Raises `InputError` without pairs.
     """
     if not values:
         raise InputError("no pairs to compare")
     data = np.asarray(values, float)
     shares = np.ones(len(data)) if weights is None else np.asarray(weights, float)
     mean = float(data @ shares / shares.sum())
-    if len(data) == 1:
-        return Difference(mean=mean, low=None, high=None, pairs=1, method="none")
+    if len(data) == 1 or (len(data) < FEW and data.std() < 1e-12):
+        return Difference(mean=mean, low=None, high=None, pairs=len(data), method="none")
     if len(data) < FEW:
         reach = T_975[len(data) - 2] * float(data.std(ddof=1)) / len(data) ** 0.5
         return Difference(mean=mean, low=mean - reach, high=mean + reach, pairs=len(data), method="t")

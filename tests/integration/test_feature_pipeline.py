@@ -193,7 +193,7 @@ def test_bad_records_go_to_the_dead_letters_and_stop_nothing(here: Installation)
     ]
     assert (reached.dead, reached.applied) == (2, 1)
     assert {record.value for record in dead} == {b"{not json", b"{}"}
-    assert all(dict(record.headers)["dlq.error"] for record in dead)
+    assert all(dict(record.headers)["dlq_error"] for record in dead)
     assert here.found("How do consumers read kafka partitions by offset?") == [WORDS[0]]
 
 

@@ -16,7 +16,7 @@ from streams.protocols import Answer, AnswerRequest, JudgeInput, Judgement
 from training.comparison import Adapted, adapted, compare, interaction_id
 from training.paired import Difference
 
-REQUESTS = [AnswerRequest(question=f"How does part {n} work?") for n in range(6)]
+REQUESTS = [AnswerRequest(question=f"How does part {n} work?") for n in range(8)]
 RELEASES = {"small": "sha256:a", "small+adapter": "sha256:b", "large": "sha256:c"}
 BETTER = Difference(mean=-0.3, low=-0.4, high=-0.2, pairs=12, method="bootstrap")
 
@@ -178,12 +178,12 @@ def test_a_judge_decides_only_when_its_model_wrote_neither_answer(tmp_path: Path
 def test_judges_see_no_names_and_no_order(tmp_path: Path):
     judge, pairwise = PlainJudge({"mini": 3.0, "maxi": 3.0}), Pairwise()
     run(tmp_path, contenders(), judge=judge, pairwise=pairwise)
-    assert len(judge.seen) == 18
+    assert len(judge.seen) == 24
     grouped = [subject.response.split()[0] for subject in judge.seen]
     assert grouped != sorted(grouped)
     assert grouped != sorted(grouped, reverse=True)
     assert not any(name in str(subject) for subject in judge.seen for name in ("small+adapter", "large", "contender"))
-    assert 0 < sum(first.startswith("maxi") for first, _ in pairwise.shown) < len(pairwise.shown) == 12
+    assert 0 < sum(first.startswith("maxi") for first, _ in pairwise.shown) < len(pairwise.shown) == 16
 
 
 def test_preferences_count_from_the_challengers_side(tmp_path: Path):
@@ -192,7 +192,7 @@ def test_preferences_count_from_the_challengers_side(tmp_path: Path):
     assert [(row["contender"], row["difference"]) for row in rows] == [("small", 1.0), ("small+adapter", 1.0)]
     report = json.loads((Artifacts(tmp_path).path("comparison", manifest.id) / "comparison.json").read_text())
     assert {one["winner"] for one in report["entries"]["preferences"]} == {"small", "small+adapter"}
-    assert len(report["entries"]["answers"]) == 18
+    assert len(report["entries"]["answers"]) == 24
     assert report["entries"]["answers"][0]["question"] == REQUESTS[0].question
 
 
@@ -206,9 +206,9 @@ def test_a_rerun_asks_nobody_and_an_interrupted_run_asks_only_the_rest(tmp_path:
     kept = {identity: recorded(identity) for identity in (interaction_id("sha256:a", one) for one in REQUESTS)}
     rest = contenders()
     run(tmp_path / "other", rest, recorded=kept.get, judge=PlainJudge({"mini": 3.0, "maxi": 3.0, "stored": 3.0}))
-    assert [len(writer.asked) for writer in rest.values()] == [0, 6, 6]
+    assert [len(writer.asked) for writer in rest.values()] == [0, 8, 8]
     assert all(request.interaction_id.startswith("compare-") for request in rest["large"].asked)
-    assert len({request.interaction_id for writer in rest.values() for request in writer.asked}) == 12
+    assert len({request.interaction_id for writer in rest.values() for request in writer.asked}) == 16
 
 
 def test_refusals_have_no_citation_support(tmp_path: Path):
@@ -220,7 +220,7 @@ def test_refusals_have_no_citation_support(tmp_path: Path):
         if row["measure"] == "citation support" and row["default"] == "large"
     ]
     assert [(row["difference"], row["pairs"]) for row in against] == [(None, 0), (None, 0)]
-    assert manifest.summary["contenders"]["large"]["refused"] == 6
+    assert manifest.summary["contenders"]["large"]["refused"] == 8
 
 
 def test_a_comparison_needs_a_default_a_challenger_and_requests(tmp_path: Path):

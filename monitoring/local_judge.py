@@ -1,10 +1,10 @@
 """The local judge: scores every answer without a language model, from embeddings and what can be counted in text.
 
 Each criterion is 1 + 4 / (1 + exp(-z)), a real number between 1 and 5, where z adds the measures of
-`local_measures` with the fixed weights below; every term is monotone in its measure. The weights are rounded from
-non-negative least squares on a declared development split of public ratings (SummEval, LLM-Rubric, MT-RAG; see
-docs/judges.md for the split and the agreement on what was left out), then the intercepts were set so that ordinary
-good answers land near 4 and gross failures near 1. It catches gross failures; between two decent answers it is weak.
+`local_measures` with the fixed weights below; every term is monotone in its measure. The weights were set by hand from
+non-negative least squares on the development part of public ratings (SummEval, LLM-Rubric, MT-RAG), the intercepts so
+that ordinary good answers land near 4 and gross failures near 1. docs/judges.md shows the agreement with people and
+why no part of that data counts as untouched. It catches gross failures; between two decent answers it is weak.
 """
 
 from __future__ import annotations

@@ -203,8 +203,8 @@ def faithfulness(of: Reading) -> Faithfulness:
 
 
 def _nearest_by_words(response: Sequence[str], passages: Sequence[str]) -> list[str]:
-    """Round by round the passage that shares most content words with each sentence, then with the whole, up to the
-    limit; in the passages' order."""
+    """The passages that share most content words with each sentence, taken in rounds (each sentence's best, then each
+    one's second best …) up to the limit; in the passages' order."""
     if len(passages) <= MAX_PASSAGES:
         return list(passages)
     held = [set(text.stems(passage)) for passage in passages]

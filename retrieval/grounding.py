@@ -18,6 +18,7 @@ SMALLEST_PART = 40
 SHARES = 4
 OPEN, CLOSE = "<<<SOURCES", "SOURCES>>>"
 CHARACTERS_PER_TOKEN = 4.0
+ANNOUNCEMENT = re.compile(r"[^.!?\n]*:$")
 
 # What could end the sources, open a chat turn, or pass for the number of another source.
 _FORGED = (
@@ -89,9 +90,15 @@ def _fitting(text: str, room: int, *, whole: bool) -> str:
 
 
 def _prose(text: str) -> str:
-    """The text without code blocks, which would take the place of words that explain; code alone stays."""
-    kept = "\n\n".join(part.strip() for is_code, part in code_and_rest(text) if not is_code)
-    return kept.strip() or text
+    """The text without code blocks and the lines that announce them, which would take the place of words that
+    explain; code alone stays."""
+    parts = list(code_and_rest(text))
+    kept: list[str] = []
+    for place, (is_code, part) in enumerate(parts):
+        announces = place + 1 < len(parts) and parts[place + 1][0]
+        if not is_code:
+            kept.append(ANNOUNCEMENT.sub("", part.strip()).strip() if announces else part.strip())
+    return "\n\n".join(part for part in kept if part) or text
 
 
 def _one_line(text: str) -> str:

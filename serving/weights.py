@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
 from infra.errors import QuillError
 from infra.models import ResolvedModel, resolve
 from infra.settings import Settings
@@ -28,18 +33,15 @@ def fetch_missing(settings: Settings) -> None:
     missing = [name for name in dict.fromkeys(wanted(settings).values()) if not _is_here(settings, name)]
     if not missing:
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
-
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         for name in missing:
             task = progress.add_task(name, total=None)
-            resolve(
-                name,
-                settings.models,
-                lambda _name, done, total, task=task: progress.update(task, completed=done, total=total),  # type: ignore[misc]
-            )
+            resolve(name, settings.models, partial(_show, progress, task))
+
+
+def _show(progress: Progress, task: TaskID, _name: str, done: int, total: int) -> None:
+    progress.update(task, completed=done, total=total)
 
 
 def _is_here(settings: Settings, name: str) -> bool:

@@ -173,7 +173,9 @@ class ServerHome:
             from qdrant_client import QdrantClient
 
             with _reachable():
-                self._client = QdrantClient(url=self._url, api_key=self._api_key or None, timeout=30)
+                # The compatibility check only warns, and does so when the server is down too.
+                key = self._api_key or None
+                self._client = QdrantClient(url=self._url, api_key=key, timeout=30, check_compatibility=False)
         return self._client
 
 

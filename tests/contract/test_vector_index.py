@@ -176,6 +176,7 @@ class TestEdge(VectorIndexSuite):
         assert index.count() == 1
 
 
+@pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant")
 class TestQdrantLocal(VectorIndexSuite):
     @pytest.fixture
     def reopen(self, tmp_path: Path) -> Iterator[Callable[[], VectorIndex]]:

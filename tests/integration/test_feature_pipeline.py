@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from qdrant_client import QdrantClient
 
 from infra.embedder import HashEmbedder
 from infra.errors import NotFound, Unavailable
+from infra.identity import short
 from infra.settings import Settings, load_settings
 from retrieval.chunking import ChunkSettings
 from retrieval.index.edge import EdgeIndex
+from retrieval.index.qdrant import ServerHome
 from retrieval.ingest import IngestReport, publish
 from retrieval.pipeline import FeaturePipeline, covers
 from retrieval.search import HybridRetriever
@@ -230,6 +233,28 @@ def test_a_failure_between_store_and_index_is_made_good(here: Installation, monk
 
     assert reached.chunks == 6
     assert here.indexed(here.pipeline()) == here.stored()
+
+
+@pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant")
+def test_the_same_pipeline_writes_to_a_qdrant_collection(here: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = QdrantClient(":memory:")
+    monkeypatch.setattr(ServerHome, "_connected", lambda self: client)
+    here.settings = load_settings(
+        file=here.root / "none.toml",
+        environment={},
+        overrides={"home": here.settings.home, "index.url": "http://127.0.0.1:6333"},
+    )
+    here.write("kafka.md", WORDS[0])
+    here.write("lora.md", WORDS[1])
+    reached = here.pipeline().reach(here.publish().targets)
+    assert reached.owner
+    assert here.found("How do consumers read kafka partitions by offset?") == [WORDS[0]]
+    (here.notes / "kafka.md").unlink()
+    here.pipeline().reach(here.publish().targets)
+
+    assert here.found("How do consumers read kafka partitions by offset?") == []
+    assert client.count(f"quillstream-{short(reached.build)}").count == 1
+    assert not list((here.settings.home / "index").glob("*/published"))
 
 
 # --- several processes ------------------------------------------------------------------------------------

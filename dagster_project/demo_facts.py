@@ -1,5 +1,6 @@
 """What the demo made, read back from the stores: the same facts feed the closing table and the HTML report."""
 
+from pathlib import Path
 from typing import Any
 
 from dagster_project.demo import BUDGETS, Demo
@@ -93,7 +94,15 @@ def _post(demo: Demo, post_id: str) -> dict[str, Any]:
         for evaluation in store.interactions.evaluations([post_id])
         for score in evaluation.scores
     ]
-    return {**interaction.model_dump(mode="json"), "scores": scores}
+    citations = [
+        {**citation.model_dump(mode="json"), "source": _shown(citation.source)} for citation in interaction.citations
+    ]
+    return {**interaction.model_dump(mode="json"), "citations": citations, "scores": scores}
+
+
+def _shown(source: str) -> str:
+    """A source as a person reads it: a file below the working directory without that directory."""
+    return source.removeprefix(f"{Path.cwd()}/")
 
 
 def _burst(demo: Demo) -> dict[str, Any]:

@@ -30,9 +30,7 @@ def test_asset_bodies_hold_no_logic_of_their_own():
 
 def test_each_asset_calls_the_wiring_once():
     for function in asset_functions():
-        calls = [
-            node for node in ast.walk(function) if isinstance(node, ast.Attribute) and _is_wiring_call(node.value)
-        ]
+        calls = [node for node in ast.walk(function) if isinstance(node, ast.Attribute) and _is_wiring_call(node.value)]
         assert len(calls) == 1, function.name
 
 

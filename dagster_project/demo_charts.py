@@ -28,7 +28,7 @@ def verdict_means(means: Sequence[dict[str, Any]]) -> str:
         for row, mean in enumerate(reversed(judged)):
             axes.plot([mean["low"], mean["high"]], [row, row], color=ACCENT, linewidth=2)
             axes.plot(mean["mean"], row, "o", color=INK)
-        labels = [f"{mean['criterion']} · {mean['judge'].split('@')[0]}" for mean in reversed(judged)]
+        labels = [f"{mean['criterion']} · {mean['judge'].split('@')[0].split(':')[0]}" for mean in reversed(judged)]
         axes.set_yticks(range(len(judged)), labels)
         axes.set_xlim(0.8, 5.2)
         axes.set_xlabel("score, 1 to 5 (mean and 95 % interval)")

@@ -54,7 +54,7 @@ def closing_rows(facts: dict[str, Any]) -> list[dict[str, Any]]:
         ("release in production", f"{short(facts['release']['id'])} ({facts['release']['model']})"),
         ("posts with checked citations", f"{len(facts['posts'])}, {_citations(facts['posts'])} citations"),
     ]
-    rows += [(f"{mean['criterion']} by {mean['judge'].split('@')[0]}", mean_line(mean)) for mean in facts["means"]]
+    rows += [(f"{mean['criterion']} by {_judge(mean)}", mean_line(mean)) for mean in facts["means"]]
     rows += [
         ("off-topic burst", f"{facts['burst']['sent']} prompts, {facts['burst']['refused']} refused"),
         ("alerts", "; ".join(f"{alert['title']} [{alert['state']}]" for alert in facts["alerts"]) or "none"),
@@ -70,6 +70,10 @@ def mean_line(mean: dict[str, Any]) -> str:
     if mean["mean"] is None:
         return f"no verdict, {share}"
     return f"{mean['mean']:.2f} [{mean['low']:.2f}, {mean['high']:.2f}], {share}"
+
+
+def _judge(mean: dict[str, Any]) -> str:
+    return str(mean["judge"]).partition("@")[0].partition(":")[0]
 
 
 def _proof_line(proof: dict[str, Any]) -> str:

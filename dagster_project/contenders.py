@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dagster_project.resources import Wiring
 
 COMPARED = 4
+COMPARED_TOKENS = 160
 ACTOR = "dagster"
 
 
@@ -41,7 +42,7 @@ def compare_all(
     releases = candidate_releases(wiring, adapter)
     return compare(
         {name: answerer(wiring, release) for name, release in releases.items()},
-        [AnswerRequest(question=one, channel=EVALUATION_CHANNEL, max_tokens=max_tokens) for one in questions],
+        [compared(one, max_tokens) for one in questions],
         releases={name: release.id for name, release in releases.items()},
         default=DEFAULT_CONTENDER,
         judge=wiring.local_judge,
@@ -51,6 +52,11 @@ def compare_all(
         recorded=wiring.store.interactions.get,
         on_progress=on_progress,
     )
+
+
+def compared(question: str, max_tokens: int = COMPARED_TOKENS) -> AnswerRequest:
+    """A question as contenders get it."""
+    return AnswerRequest(question=question, channel=EVALUATION_CHANNEL, max_tokens=max_tokens)
 
 
 def candidate_releases(wiring: "Wiring", adapter: Manifest) -> dict[str, Release]:

@@ -15,6 +15,7 @@ from typing import Any
 import dagster as dg
 
 from dagster_project.contenders import answerer as open_release
+from dagster_project.contenders import compared
 from dagster_project.defs import assets, checks
 from dagster_project.defs.sensors import alert_runs
 from dagster_project.progress import report
@@ -23,28 +24,30 @@ from dagster_project.resources import CHANNEL, QuillResource, Wiring, home_of, s
 from infra.identity import content_id, short
 from infra.settings import Settings
 from monitoring.comet import CometSink
-from monitoring.opening import open_monitor
+from monitoring.opening import open_llm_judge, open_monitor
+from monitoring.recording import Recorder
 from store.releases import Release
 from streams.events import LLM_INTERACTIONS
 from streams.protocols import AnswerRequest
+from training.comparison import interaction_id as compared_id
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 BURST_APPLICATION = "recipe-bot"
 MAX_BURST_TOKENS = 40
 
 BUDGETS = {
-    "documents": 20,
-    "features": 110,
-    "instruct_dataset": 20,
-    "adapter": 210,
-    "evaluation_report": 270,
+    "documents": 10,
+    "features": 45,
+    "instruct_dataset": 5,
+    "adapter": 180,
+    "evaluation_report": 250,
     "release": 10,
-    "posts": 70,
-    "judging": 110,
-    "burst": 40,
-    "alert run": 20,
-    "comet": 20,
-    "report": 20,
+    "posts": 55,
+    "judging": 80,
+    "burst": 35,
+    "alert run": 15,
+    "comet": 10,
+    "report": 10,
 }
 """Seconds each stage may take on two cores the first time; shown beside the time it took."""
 
@@ -96,6 +99,7 @@ def run_stages(demo: Demo) -> None:
         write_posts(demo)
     with demo.stage("judging"):
         judge_stream(demo)
+        judge_posts(demo)
     with demo.stage("burst"):
         send_burst(demo)
         judge_stream(demo)
@@ -168,18 +172,30 @@ def comparison_requests(demo: Demo) -> list[str]:
 
 
 def write_posts(demo: Demo) -> None:
-    """Answer every request through the production release; what was answered before is not asked again."""
-    release = demo.wiring.store.releases.resolve(CHANNEL)
+    """Answer every request through the production release. What that release answered before, in an earlier run or
+    in the comparison, is not asked again."""
+    store, release = demo.wiring.store, demo.wiring.store.releases.resolve(CHANNEL)
     questions = requests_of(demo)
     answerer = open_release(demo.wiring, release)
     for done, question in enumerate(questions, start=1):
-        post_id = interaction_id("post", release, question)
-        if demo.wiring.store.interactions.get(post_id) is None:
-            tags = {"stage": "posts", "judge": "always"}
-            answerer.answer(AnswerRequest(question=question, interaction_id=post_id, tags=tags))
+        post_id = compared_id(release.id, compared(question))
+        if store.interactions.get(post_id) is None:
+            post_id = interaction_id("post", release, question)
+        if store.interactions.get(post_id) is None:
+            answerer.answer(AnswerRequest(question=question, interaction_id=post_id, tags={"stage": "posts"}))
         demo.post_ids.append(post_id)
         report("posts", done, len(questions))
     demo.wiring.emitter.flush(timeout=30)
+
+
+def judge_posts(demo: Demo) -> None:
+    """The LLM judge on the posts; a post that it judged before is not judged again."""
+    store = demo.wiring.store
+    judge, recorder = open_llm_judge(demo.settings, store), Recorder(demo.wiring.log, store)
+    posts = store.interactions.list(ids=demo.post_ids)
+    for done, (_, post) in enumerate(posts, start=1):
+        recorder.judge(post, judge, probability=1.0)
+        report("judging", done, len(posts))
 
 
 def send_burst(demo: Demo) -> None:
@@ -205,10 +221,10 @@ def send_burst(demo: Demo) -> None:
 
 
 def judge_stream(demo: Demo) -> None:
-    """Let the monitoring consumer store and judge everything that is on the stream now."""
-    chosen = demo.settings.judge.model_copy(update={"sample": 0.0})  # the posts are tagged judge=always
-    settings = demo.settings.model_copy(update={"judge": chosen})
-    monitor = open_monitor(settings, demo.wiring.log, demo.wiring.store, embedder=demo.wiring.embedder)
+    """Let the monitoring consumer store, judge and watch everything that is on the stream now; the LLM judge sees
+    the posts alone, in a stage of its own."""
+    wiring = demo.wiring
+    monitor = open_monitor(demo.settings, wiring.log, wiring.store, embedder=wiring.embedder, llm=False)
     targets = {LLM_INTERACTIONS: demo.wiring.log.end_offsets(LLM_INTERACTIONS)}
     monitor.run_until(targets, timeout=600)
 

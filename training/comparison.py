@@ -206,7 +206,7 @@ class _Contest:
         gaps.append(self._gap("citation support", name, other, support, decides=True))
         scores = [common_scores(one.scores, two.scores) for one, two in pairs]
         gaps.append(self._gap("judge", name, other, scores, decides=not self._involved(self._judge.model, pairs)))
-        if self._pairwise is not None and preferences is not None:
+        if self._pairwise is not None and preferences is not None and self._is_candidate(name):
             said = [self._preference(one, two, preferences, seed) for one, two in pairs]
             free = not self._involved(self._pairwise.model, pairs)
             gaps.append(self._gap("preference", name, other, said, decides=free))
@@ -230,6 +230,10 @@ class _Contest:
             | {"reason": said.reason}
         )
         return float((winner == one.contender) - (winner == two.contender))
+
+    def _is_candidate(self, name: str) -> bool:
+        """Preferences cost two model calls each: with adapters in the contest, only these are asked about."""
+        return name in self._adapters or not self._adapters
 
     def _barred(self, name: str) -> str:
         adapter = self._adapters.get(name)

@@ -16,6 +16,7 @@ LIST_SHARE = 0.4
 LINKS_PER_WORD = 1 / 25
 
 _MANNERS = {
+    "links": re.compile(r"\b(found|available|described|read more|see|click) here\b", re.I),
     "first person": re.compile(r"\b(I|I'm|I've|my)\b"),
     "leans on what came before": re.compile(r"^(This|That|These|Those|It|They|Also|However|Then|But|And|Both|Such)\b"),
     "markup": re.compile(r"\$[^$\n]+\$|\\[a-z]+|[{}<>]{2}|</"),

@@ -23,7 +23,7 @@ class LoraRecipe(Value):
     pack_tokens: int = Field(320, ge=64, le=8192, description="Longest packed sequence, which is one step.")
     epochs: int = Field(3, ge=1, description="At most so many passes over the rows.")
     max_steps: int = Field(2000, ge=1, description="At most so many optimizer steps.")
-    seconds: float = Field(100.0, gt=0, description="Seconds of training steps; loading and proof come on top.")
+    seconds: float = Field(80.0, gt=0, description="Seconds of training steps; loading and proof come on top.")
     heldout_rows: int = Field(12, ge=1, description="Held-out rows whose loss is measured before and after.")
     proof_prompts: int = Field(20, ge=1, description="Held-out prompts of the proof.")
     seed: int = Field(7, ge=0, description="Seed of the LoRA initialisation and of the order of rows.")

@@ -6,6 +6,7 @@ below make a repeated materialization cheap. Ids travel from asset to asset as m
 
 import dagster as dg
 
+from dagster_project.contenders import COMPARED_TOKENS
 from dagster_project.recorded import latest_id
 from dagster_project.resources import QuillResource
 
@@ -40,7 +41,7 @@ class EvaluationConfig(dg.Config):
     """Report on the release and slice of this alert; empty: compare the contenders for a release."""
     requests: list[str] = []  # noqa: RUF012 - Dagster configs are pydantic models, fields are copied
     """Questions every contender answers; empty: the first ones of the project's list."""
-    max_tokens: int = 160
+    max_tokens: int = COMPARED_TOKENS
     """Upper bound of answer tokens per request."""
 
 

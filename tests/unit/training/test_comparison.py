@@ -183,17 +183,23 @@ def test_judges_see_no_names_and_no_order(tmp_path: Path):
     assert grouped != sorted(grouped)
     assert grouped != sorted(grouped, reverse=True)
     assert not any(name in str(subject) for subject in judge.seen for name in ("small+adapter", "large", "contender"))
-    assert 0 < sum(first.startswith("maxi") for first, _ in pairwise.shown) < len(pairwise.shown) == 16
+    assert 0 < sum(first.startswith("maxi") for first, _ in pairwise.shown) < len(pairwise.shown) == 8
 
 
 def test_preferences_count_from_the_challengers_side(tmp_path: Path):
     manifest = run(tmp_path, contenders(), pairwise=Pairwise("mini"))
     rows = [row for row in manifest.summary["differences"] if row["measure"] == "preference"]
-    assert [(row["contender"], row["difference"]) for row in rows] == [("small", 1.0), ("small+adapter", 1.0)]
+    assert [(row["contender"], row["difference"]) for row in rows] == [("small+adapter", 1.0)]
     report = json.loads((Artifacts(tmp_path).path("comparison", manifest.id) / "comparison.json").read_text())
-    assert {one["winner"] for one in report["entries"]["preferences"]} == {"small", "small+adapter"}
+    assert {one["winner"] for one in report["entries"]["preferences"]} == {"small+adapter"}
     assert len(report["entries"]["answers"]) == 24
     assert report["entries"]["answers"][0]["question"] == REQUESTS[0].question
+
+
+def test_without_adapters_preferences_are_asked_about_every_challenger(tmp_path: Path):
+    manifest = run(tmp_path, contenders(), pairwise=Pairwise("mini"), adapters={})
+    rows = [row for row in manifest.summary["differences"] if row["measure"] == "preference"]
+    assert [row["contender"] for row in rows] == ["small", "small+adapter"]
 
 
 def test_a_rerun_asks_nobody_and_an_interrupted_run_asks_only_the_rest(tmp_path: Path):

@@ -33,6 +33,7 @@ def test_a_passage_that_begins_and_ends_inside_sentences_is_cut_to_whole_ones():
         (" ".join([SENTENCE] * 20), "long"),
         ("Intro to it.\n\n" + "\n".join(f"- item {n} of the list is here" for n in range(12)), "list"),
         (long_enough(*(f"See [this]({n}.md)." for n in range(9))), "links"),
+        (long_enough("An example can be found here."), "links"),
         ("| a | b |\n|---|---|\n| c | d |\n\n" + long_enough(), "markup"),
         (long_enough("It follows that $a = b$ holds."), "markup"),
         ("This is said of it. " + long_enough(), "leans on what came before"),

@@ -32,7 +32,7 @@ class LoraRecipe(Value):
 RECIPES: Mapping[str, LoraRecipe] = {
     "default": LoraRecipe(),
     "tiny": LoraRecipe(
-        base="smollm2-135m-instruct", max_steps=8, seconds=60.0, heldout_rows=8, learning_rate=2e-3, proof_prompts=20
+        base="smollm2-135m-instruct", max_steps=8, seconds=600.0, heldout_rows=8, learning_rate=2e-3, proof_prompts=20
     ),
 }
 

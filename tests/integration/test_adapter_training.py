@@ -10,7 +10,7 @@ import pytest
 from infra.artifacts import Artifacts, Manifest
 from infra.identity import content_id
 from infra.llm.weights import dequantized
-from infra.settings import Settings
+from infra.settings import Settings, load_settings
 from training.examples import chat_prompt, encode
 from training.gguf_adapter import GGUF
 from training.lora import train
@@ -57,10 +57,8 @@ def dataset(artifacts: Artifacts) -> Manifest:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from conftest import fresh_settings
-
-    return dequantized(SMALL, fresh_settings(tmp_path_factory.mktemp("home")).models)
+def base() -> Path:
+    return dequantized(SMALL, load_settings().models)
 
 
 def test_the_loss_counts_the_answer_and_its_end_and_nothing_else(base: Path):

@@ -6,7 +6,7 @@ import pytest
 
 from dagster_project.corpus import NOTES, read_corpus
 from infra.errors import InputError
-from retrieval.sources import SourceDocument
+from retrieval.sources import Rejected, SourceDocument
 
 
 def test_the_built_in_corpus_holds_the_notes_and_package_descriptions():
@@ -31,3 +31,11 @@ def test_a_path_that_does_not_exist_is_named(tmp_path: Path):
     with pytest.raises(InputError, match="no such corpus") as caught:
         read_corpus(str(tmp_path / "gone"))
     assert "gone" in str(caught.value)
+
+
+def test_documents_beyond_the_budget_are_left_out_with_the_reason(tmp_path: Path):
+    for name in ("a.md", "b.md", "c.md"):
+        (tmp_path / name).write_text(f"# {name}\n\n" + "Some words about a subject. " * 10_000)
+    documents, _ = read_corpus(str(tmp_path))
+    found = [(Path(document.source).name, type(document)) for document in documents]
+    assert found == [("a.md", SourceDocument), ("b.md", SourceDocument), ("c.md", Rejected)]

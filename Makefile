@@ -37,7 +37,7 @@ check: $(INSTALLED) ## lint, types, room boundaries
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	@$(BIN)/lint-imports
 
 bench: weights ## measurements against peers, written to benchmarks/results
 	@$(BIN)/python -m benchmarks $(ARGS)

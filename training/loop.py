@@ -32,6 +32,7 @@ class Progress(Value):
     tokens: int = Field(0, ge=0, description="Tokens seen, prompts included.")
     counted: int = Field(0, ge=0, description="Tokens the loss counted.")
     seconds: float = Field(0.0, ge=0, description="Seconds of training steps, all runs together.")
+    first: float = Field(0.0, ge=0, description="Seconds of the first step, which also warms caches up.")
     losses: tuple[float, ...] = Field((), description="Loss of each step, nats per counted token.")
     resumed: int = Field(0, ge=0, description="How often training went on from a checkpoint.")
     done: bool = Field(False, description="No further step will be made.")
@@ -88,8 +89,9 @@ def learning_rate(step: int, planned: int, recipe: LoraRecipe) -> float:
 
 
 def plan(progress: Progress, recipe: LoraRecipe, available: int) -> int:
-    """Steps that fit: those the rows give, `max_steps`, and what the budget holds at the speed seen so far."""
-    per_step = progress.seconds / progress.step
+    """Steps that fit: those the rows give, `max_steps`, and what the budget holds at the speed seen after the first."""
+    later = progress.step - 1
+    per_step = (progress.seconds - progress.first) / later if later else progress.seconds
     affordable = progress.step + math.floor((recipe.seconds - progress.seconds) / per_step)
     return max(progress.step, min(available, recipe.max_steps, affordable))
 
@@ -152,12 +154,14 @@ def _step(model: Any, optimizer: Any, rows: list[Example], recipe: LoraRecipe, p
     torch.nn.utils.clip_grad_norm_(adapter_parameters(model), recipe.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    spent = time.monotonic() - started
     return progress.model_copy(
         update={
             "step": progress.step + 1,
             "tokens": progress.tokens + sum(len(row.tokens) for row in rows),
             "counted": progress.counted + sum(len(row.answer) for row in rows),
-            "seconds": progress.seconds + time.monotonic() - started,
+            "seconds": progress.seconds + spent,
+            "first": progress.first or spent,
             "losses": (*progress.losses, loss),
         }
     )

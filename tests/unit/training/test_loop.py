@@ -28,11 +28,11 @@ def test_the_rate_rises_then_falls_to_nothing():
 
 def test_the_plan_fits_budget_rows_and_limit():
     recipe = RECIPE.model_copy(update={"seconds": 100.0, "max_steps": 50})
-    done = Progress(step=4, seconds=20.0)
-    assert plan(done, recipe, available=1000) == 20
+    done = Progress(step=5, seconds=30.0, first=10.0)
+    assert plan(done, recipe, available=1000) == 19
     assert plan(done, recipe, available=12) == 12
     assert plan(done, recipe.model_copy(update={"max_steps": 15}), available=1000) == 15
-    assert plan(Progress(step=4, seconds=120.0), recipe, available=1000) == 4
+    assert plan(Progress(step=5, seconds=120.0, first=20.0), recipe, available=1000) == 5
 
 
 def test_training_lowers_the_loss_and_leaves_the_base_alone(tmp_path: Path):

@@ -33,6 +33,7 @@ class Installation:
         )
         self.settings: Settings = load_settings(environment=self.environment, file=folder / "none.toml")
         self.server: subprocess.Popen[str] | None = None
+        self.processes: list[subprocess.Popen[str]] = []
         self.url = ""
 
     def command(self, *arguments: str) -> list[str]:
@@ -54,9 +55,11 @@ class Installation:
     def spawn(self, name: str, *arguments: str) -> subprocess.Popen[str]:
         """A command that keeps running; what it prints goes to `<folder>/<name>.log`."""
         with self.log_of(name).open("a") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 self.command(*arguments), cwd=self.folder, env=self.environment, stdout=log, stderr=log, text=True
             )
+        self.processes.append(process)
+        return process
 
     def log_of(self, name: str) -> Path:
         return self.folder / f"{name}.log"
@@ -73,6 +76,16 @@ class Installation:
         assert self.server is not None
         self.server.send_signal(signal.SIGTERM)
         return self.server.wait(60)
+
+    def end(self) -> None:
+        """End whatever still runs, also after a failed test."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    process.kill()
 
 
 def wait_until(true: Callable[[], Any], seconds: float) -> Any:

@@ -36,8 +36,7 @@ def here(tmp_path_factory) -> Iterator[Installation]:
     report = json.loads(installation.quill("ingest", str(notes), "--json").stdout)
     assert (report["published"], report["documents"], report["searchable"]) == (4, 4, True)
     yield installation
-    if installation.server is not None and installation.server.poll() is None:
-        installation.stop()
+    installation.end()
     local.stop(installation.settings.models)
 
 

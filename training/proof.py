@@ -27,7 +27,8 @@ SERVED_TOP = 100
 DEEPEST = 8
 """Answer tokens a prompt may contain: prompts stay short, and early tokens decide style and content."""
 TOLERANCE = 0.12
-"""Mean |Δ log p| in nats up to which served counts as trained."""
+"""Mean |Δ log p| in nats up to which served counts as trained. Measured: 0.035 to 0.042 with the 0.5B in Q4_K_M and
+0.09 with SmolLM2 in Q4_1 (llama.cpp rounds activations, PyTorch does not); two exchanged layers gave 0.18 and 0.27."""
 
 
 class AdapterProof(Value):

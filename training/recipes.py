@@ -16,6 +16,7 @@ class LoraRecipe(Value):
     base: str = Field("qwen2.5-coder-0.5b-instruct", description="Catalogue name of the frozen base model.")
     rank: int = Field(16, ge=1, le=256, description="r, the inner dimension of each update B·A.")
     alpha: float = Field(32.0, gt=0, description="The update is scaled by alpha / rank.")
+    # 11 steps of the 0.5B on the project's notes: held-out loss 3.68, 3.64, 3.78 at 5e-4, 1e-3, 2e-3 (4.18 before).
     learning_rate: float = Field(1e-3, gt=0, le=1e-2, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay of the LoRA matrices.")
     warmup_steps: int = Field(3, ge=1, description="Steps of linear warm-up; after them the schedule is planned.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dagster_project.resources import Wiring
 
 COMPARED = 4
-COMPARED_TOKENS = 160
+COMPARED_TOKENS = 200
 ACTOR = "dagster"
 
 

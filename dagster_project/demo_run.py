@@ -83,6 +83,8 @@ def _print_outcome(facts: dict[str, Any]) -> None:
         console.print(Panel(Markdown(post["response"]), title=post["prompt"], title_align="left"))
         if sources:
             console.print(sources, style="dim", markup=False)
+        for sentence in post["unsupported"]:
+            console.print(f"No source supports: {sentence}", style="yellow", markup=False)
     print_rows(closing_rows(facts), as_json=False, title="What the demo did")
 
 

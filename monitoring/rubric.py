@@ -20,8 +20,8 @@ MAX_QUERY = 2000
 MAX_OUTPUT = 6000
 """Characters of query and output that are shown to the judge; more is cut in the middle."""
 
-LONGEST = 110
-"""Characters of a justification, about 20 words; the schema holds the model to it."""
+LONGEST = 90
+"""Characters of a justification, about 15 words; the schema holds the model to it."""
 
 _SYSTEM = """You grade what another writer answered. Work in three steps.
 

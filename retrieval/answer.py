@@ -20,7 +20,7 @@ from streams.protocols import Answer, AnswerRequest, RetrievedChunk, Retriever, 
 
 REFUSAL = "This is not in the sources."
 DEFAULT_PROMPT_NAME = "grounded-post"
-DEFAULT_DECODING = Decoding(temperature=0.2, repeat_penalty=1.1, max_tokens=160)
+DEFAULT_DECODING = Decoding(temperature=0.2, repeat_penalty=1.1, max_tokens=200)
 CONTEXT_CHUNKS = 6
 
 FinishReason = Literal["stop", "length", "refused", "cancelled", "error"]
@@ -137,6 +137,8 @@ def tidy(completion: Completion) -> str:
         spans = sentence_spans(text)
         if len(spans) > 1:
             text = text[: spans[-2][1]]
+        if not FINISHED.search(text) and "\n" in text:  # a heading whose paragraph was cut off
+            text = text.rpartition("\n")[0].rstrip()
     # Told that it may refuse, a small model sometimes adds the refusal to an answer.
     return text.removesuffix(REFUSAL).strip() or REFUSAL
 

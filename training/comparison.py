@@ -206,10 +206,9 @@ class _Contest:
         gaps.append(self._gap("citation support", name, other, support, decides=True))
         scores = [common_scores(one.scores, two.scores) for one, two in pairs]
         gaps.append(self._gap("judge", name, other, scores, decides=not self._involved(self._judge.model, pairs)))
-        if self._pairwise is not None and preferences is not None and self._is_candidate(name):
+        if preferences is not None and self._may_prefer(name, pairs):
             said = [self._preference(one, two, preferences, seed) for one, two in pairs]
-            free = not self._involved(self._pairwise.model, pairs)
-            gaps.append(self._gap("preference", name, other, said, decides=free))
+            gaps.append(self._gap("preference", name, other, said, decides=True))
         return gaps
 
     def _gap(self, measure: Measure, name: str, other: str, values: Sequence[float | None], *, decides: bool) -> Gap:
@@ -231,8 +230,11 @@ class _Contest:
         )
         return float((winner == one.contender) - (winner == two.contender))
 
-    def _is_candidate(self, name: str) -> bool:
-        """Preferences cost two model calls each: with adapters in the contest, only these are asked about."""
+    def _may_prefer(self, name: str, pairs: Sequence[tuple[Entry, Entry]]) -> bool:
+        """Preferences cost two model calls each, so they are asked where they may decide: not of a judge whose model
+        wrote one of the answers, and with adapters in the contest only about these."""
+        if self._pairwise is None or self._involved(self._pairwise.model, pairs):
+            return False
         return name in self._adapters or not self._adapters
 
     def _barred(self, name: str) -> str:

@@ -208,6 +208,7 @@ def test_earlier_turns_come_before_the_request_and_system_turns_of_others_do_not
         ("Kafka is a log 【4†source】. It (source 1) scales.", "stop", "Kafka is a log. It scales."),
         ("Kafka is a log.<|im_end|>", "stop", "Kafka is a log."),
         ("Kafka is a log. It keeps rec", "length", "Kafka is a log."),
+        ("Kafka is a log.\n\nHow it works\n\nIt keeps rec", "length", "Kafka is a log."),
         ("Kafka is a log. It keeps records.", "length", "Kafka is a log. It keeps records."),
         ("Kafka is a log\n\n\n\nand more", "stop", "Kafka is a log\n\nand more"),
         ("Kafka is a log.\nIt scales.", "stop", "Kafka is a log.\n\nIt scales."),

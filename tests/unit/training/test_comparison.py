@@ -196,6 +196,14 @@ def test_preferences_count_from_the_challengers_side(tmp_path: Path):
     assert report["entries"]["answers"][0]["question"] == REQUESTS[0].question
 
 
+def test_a_judge_is_not_asked_to_prefer_where_its_model_wrote_an_answer(tmp_path: Path):
+    pairwise = Pairwise("mini", model="maxi")
+    manifest = run(tmp_path, contenders(), pairwise=pairwise)
+    assert pairwise.shown == []
+    assert not any(row["measure"] == "preference" for row in manifest.summary["differences"])
+    assert manifest.summary["same_model_as_writer"] is True
+
+
 def test_without_adapters_preferences_are_asked_about_every_challenger(tmp_path: Path):
     manifest = run(tmp_path, contenders(), pairwise=Pairwise("mini"), adapters={})
     rows = [row for row in manifest.summary["differences"] if row["measure"] == "preference"]

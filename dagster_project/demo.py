@@ -36,18 +36,18 @@ BURST_APPLICATION = "recipe-bot"
 MAX_BURST_TOKENS = 40
 
 BUDGETS = {
-    "documents": 10,
+    "documents": 5,
     "features": 45,
     "instruct_dataset": 5,
     "adapter": 180,
-    "evaluation_report": 250,
-    "release": 10,
-    "posts": 55,
-    "judging": 80,
-    "burst": 35,
-    "alert run": 15,
-    "comet": 10,
-    "report": 10,
+    "evaluation_report": 275,
+    "release": 5,
+    "posts": 60,
+    "judging": 105,
+    "burst": 25,
+    "alert run": 5,
+    "comet": 5,
+    "report": 5,
 }
 """Seconds each stage may take on two cores the first time; shown beside the time it took."""
 

@@ -24,7 +24,7 @@ from training.gguf_adapter import CONFIG, GGUF, WEIGHTS, convert
 from training.loop import Checkpoint, Progress, run
 from training.model import load_tokenizer, load_with_adapter, row_losses
 from training.paired import Difference, difference
-from training.proof import DEEPEST, TOLERANCE, TOP, AdapterProof, Served, prove
+from training.proof import DEEPEST, TOP, AdapterProof, Served, prove
 from training.recipes import LoraRecipe
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def train(
         "dataset": dataset.id,
         "recipe": recipe.model_dump(),
         "base": {"name": recipe.base, "sha256": base.sha256},
-        "proof": {"tolerance": TOLERANCE, "top": TOP, "deepest": DEEPEST},
+        "proof": {"top": TOP, "deepest": DEEPEST},
         "layout": LAYOUT,
     }
     identity = content_id("adapter", inputs)
@@ -106,7 +106,16 @@ class _Job:
             save(model, directory)
             convert(directory, base, directory / GGUF)
         with self._stage("proof"):
-            proof = prove(model, tokenizer, heldout, directory, base, self._served, count=recipe.proof_prompts)
+            proof = prove(
+                model,
+                tokenizer,
+                heldout,
+                directory,
+                base,
+                self._served,
+                count=recipe.proof_prompts,
+                tolerance=recipe.proof_tolerance,
+            )
         return {**losses, **self._figures(progress, len(train_rows)), **conclusions(proof)}
 
     @contextmanager

@@ -44,11 +44,13 @@ longer shorter|cheaper costlier|cheap expensive|high low|fast slow|large small|m
 OPPOSITES = tuple(tuple(pair.split()) for pair in _OPPOSITES.split("|"))
 NOT_A_CLAIM = re.compile(
     r"^\W*(?:hi|hello|hey|thanks?|thank you|welcome|let['’]?s|let us|share|follow|comment|tell (?:me|us)|join|"
-    r"stay tuned|check out|dm me|reach out|feel free|drop|connect|happy|what|how|why|who|when|where|which|are you|"
+    r"stay tuned|check out|dm me|reach out|feel free|drop|connect|happy|are you|"
     r"do you|have you|did you|can you|ready|looking forward|in this post|this post|here(?:'s| is| are)|"
     r"today,? (?:we|i)|in (?:conclusion|summary)\W*$|i['’]?(?:m| am|d|ll)\b|we['’]?ll|let me)\b",
     re.IGNORECASE,
 )
+# "How it works" is a heading; "When the collection is small, it is useful." claims something.
+HEADING_WORD = re.compile(r"^\W*(?:what|how|why|who|when|where|which)\b", re.IGNORECASE)
 FENCED = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[^\n]*$|\Z)", re.DOTALL | re.MULTILINE)
 ENDING = re.compile(r"([.!?…:;]*[\"'”’)\]*_]*)$")
 
@@ -123,6 +125,8 @@ def is_claim(sentence: str) -> bool:
     if words.rstrip(" )*_").endswith("?") or NOT_A_CLAIM.match(words):
         return False
     finished = words.rstrip(" \"'”’)*_").endswith((".", "!", ":", ";"))
+    if HEADING_WORD.match(words) and not finished:
+        return False
     return len(set(terms(words))) >= (MIN_TERMS if finished else MIN_TERMS_OF_TITLE)
 
 

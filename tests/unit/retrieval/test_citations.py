@@ -125,6 +125,19 @@ def test_questions_titles_and_calls_to_action_claim_nothing(sentence: str) -> No
     assert (cited.text, cited.citations, cited.unsupported) == (sentence, (), ())
 
 
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "When using a vector database, watch out for overfitting and false positives.",
+        "Which index serves best depends on the collection's size.",
+        "Where the collection is small, no index is needed.",
+    ],
+)
+def test_a_claim_may_begin_with_a_question_word(sentence: str) -> None:
+    assert is_claim(sentence)
+    assert cite(sentence, CHUNKS, EMBEDDER).unsupported == (sentence,)
+
+
 def test_code_in_an_answer_is_left_alone() -> None:
     code = "```\nrank = 16 of the partition key record\n```"
     text = (

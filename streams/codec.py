@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import re
 from datetime import datetime
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from infra.errors import InputError
 from infra.identity import canonical_json
-from streams.events import Event, Payload, key_of
+from streams.events import MODELS, Event, Payload, key_of
 from streams.log import Record, StoredRecord
 
 CONTENT_TYPE = "application/json"
@@ -23,16 +23,19 @@ MAX_DEPTH = 64
 """Levels of nesting; pydantic gives up at 255, and no payload of ours has more than 6 outside `metadata`."""
 
 _PAYLOAD: TypeAdapter[Payload] = TypeAdapter(Payload)
-_MODELS: tuple[type[BaseModel], ...] = get_args(get_args(Payload)[0])
-_VERSIONS: dict[str, int] = {
-    model.model_fields["type"].default: model.model_fields["schema_version"].default for model in _MODELS
-}
+VERSIONS: dict[str, int] = {name: model.model_fields["schema_version"].default for name, model in MODELS.items()}
+"""Type of a payload to the version that is written."""
 # Escaped NUL and lone surrogates are valid JSON, but PostgreSQL and UTF-8 take neither.
 _SUSPECT = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 
 class UndecodableEvent(InputError):
     """A record that is no event this installation can read."""
+
+
+def dataschema(name: str, version: int) -> str:
+    """The CloudEvents `dataschema` of a version of a payload type, which is the id of its JSON Schema."""
+    return f"urn:quillstream:{name}:{version}"
 
 
 def encode(event: Event) -> Record:
@@ -51,7 +54,7 @@ def encode(event: Event) -> Record:
         "ce_type": payload.type,
         "ce_time": event.time.isoformat(),
         "ce_partitionkey": key,
-        "ce_dataschema": f"urn:quillstream:{payload.type}:{payload.schema_version}",
+        "ce_dataschema": dataschema(payload.type, payload.schema_version),
         "content-type": CONTENT_TYPE,
     }
     return Record(key=key, value=value, headers=tuple((name, text.encode()) for name, text in attributes.items()))
@@ -98,7 +101,7 @@ def _payload(value: bytes) -> Payload:
     if not isinstance(data, dict):
         _refuse("the value is not a JSON object", type(data).__name__)
     name, version = data.get("type"), data.get("schema_version")
-    known = _VERSIONS.get(name) if isinstance(name, str) else None
+    known = VERSIONS.get(name) if isinstance(name, str) else None
     if known is None:
         _refuse("unknown event type", name)
     if version != known:

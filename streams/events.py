@@ -1,14 +1,14 @@
 """The contract: every fact that travels, as frozen values in a CloudEvents envelope.
 
 The JSON of these models is the wire form; field names of language-model facts follow the OpenTelemetry
-GenAI semantic conventions where one exists (given in the field's description). Bump `SCHEMA_VERSION` of a
-payload when its meaning changes, and teach `codec.py` to read the old one.
+GenAI semantic conventions where one exists (given in the field's description). Raise `schema_version` of a payload
+with every change of its fields, because readers refuse what they do not know, and teach `codec.py` to read the old one.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -75,7 +75,7 @@ class ReleaseRef(Value):
     """What answered: everything a response depends on."""
 
     release_id: str = Field(description="`sha256:…` of the release.")
-    prompt: str = Field(description="Prompt version, `name@number`.")
+    prompt: str = Field(description="gen_ai.prompt.name with its version, `name@number`.")
     model: str = Field(description="gen_ai.request.model")
     adapter: str | None = Field(None, description="Adapter id `sha256:…`; None is the plain model.")
     index_build: str | None = Field(None, description="Index build id `sha256:…`; None when nothing was retrieved.")
@@ -112,17 +112,17 @@ class InteractionRecorded(Value):
     schema_version: Literal[1] = 1
     interaction_id: str = Field(description="gen_ai.response.id; evaluations and feedback refer to it.")
     conversation_id: str = Field(description="gen_ai.conversation.id; the partition key.")
-    application: str = Field("quillstream", description="Who called.")
+    application: str = Field("quillstream", description="service.name of who called.")
     channel: str = Field("production", description="Release channel that answered.")
-    prompt: str = Field(description="What was asked: the last user message, without retrieved context.")
-    messages: tuple[Message, ...] = Field((), description="Earlier messages of the conversation, oldest first.")
-    response: str = Field(description="What was answered; partial when cancelled.")
+    prompt: str = Field(description="gen_ai.input.messages, the last user message, without retrieved context.")
+    messages: tuple[Message, ...] = Field((), description="gen_ai.input.messages before it, oldest first.")
+    response: str = Field(description="gen_ai.output.messages; partial when cancelled.")
     finish_reason: Literal["stop", "length", "refused", "cancelled", "error"] = Field(
         description="gen_ai.response.finish_reasons; 'refused' means not in the sources."
     )
     error: str | None = Field(None, description="error.type and message when finish_reason is 'error'.")
     release: ReleaseRef | None = Field(None, description="What answered; None for foreign applications.")
-    chunks: tuple[ChunkRef, ...] = Field((), description="Chunks in the context, best first.")
+    chunks: tuple[ChunkRef, ...] = Field((), description="gen_ai.retrieval.documents in the context, best first.")
     context: tuple[str, ...] = Field((), description="Texts of those chunks, same order, for judging.")
     citations: tuple[Citation, ...] = Field((), description="Checked citations.")
     unsupported: tuple[str, ...] = Field((), description="Sentences that no retrieved chunk supports.")
@@ -138,16 +138,16 @@ class Verdict(Value):
     """A judged criterion."""
 
     kind: Literal["verdict"] = "verdict"
-    criterion: Criterion = Field(description="What was judged.")
-    score: float = Field(ge=1, le=5, description="1 (bad) to 5 (good).")
-    justification: str = Field(description="One sentence that says why.")
+    criterion: Criterion = Field(description="gen_ai.evaluation.name")
+    score: float = Field(ge=1, le=5, description="gen_ai.evaluation.score.value, 1 (bad) to 5 (good).")
+    justification: str = Field(description="gen_ai.evaluation.explanation, one sentence.")
 
 
 class Unscored(Value):
     """A criterion the judge could not judge. It says nothing about the answer."""
 
     kind: Literal["unscored"] = "unscored"
-    criterion: Criterion = Field(description="What could not be judged.")
+    criterion: Criterion = Field(description="gen_ai.evaluation.name of what could not be judged.")
     reason: str = Field(description="Why not.")
 
 
@@ -255,15 +255,17 @@ class Event(Value):
 
 def topic_of(payload: Payload) -> str:
     """The topic a payload travels on."""
-    return _TOPIC_BY_TYPE[payload.type]
+    return TOPIC_BY_TYPE[payload.type]
 
 
 def key_of(payload: Payload) -> str:
     """The partition key of a payload: events with one key keep their order."""
-    return str(getattr(payload, _KEY_BY_TOPIC[topic_of(payload)]))
+    return str(getattr(payload, KEY_BY_TOPIC[topic_of(payload)]))
 
 
-_TOPIC_BY_TYPE: dict[str, str] = {
+MODELS: dict[str, type[Value]] = {model.model_fields["type"].default: model for model in get_args(get_args(Payload)[0])}
+"""Type of a payload to its model."""
+TOPIC_BY_TYPE: dict[str, str] = {
     "content.document.upserted": CONTENT_DOCUMENTS,
     "content.document.deleted": CONTENT_DOCUMENTS,
     "llm.interaction.recorded": LLM_INTERACTIONS,
@@ -272,7 +274,8 @@ _TOPIC_BY_TYPE: dict[str, str] = {
     "ops.alert.changed": OPS_ALERTS,
     "ops.release.changed": OPS_RELEASES,
 }
-_KEY_BY_TOPIC: dict[str, str] = {
+"""Type of a payload to its topic."""
+KEY_BY_TOPIC: dict[str, str] = {
     CONTENT_DOCUMENTS: "document_id",
     LLM_INTERACTIONS: "conversation_id",
     LLM_EVALUATIONS: "interaction_id",
@@ -280,3 +283,4 @@ _KEY_BY_TOPIC: dict[str, str] = {
     OPS_ALERTS: "alert_key",
     OPS_RELEASES: "channel",
 }
+"""Topic to the field of its payloads that is the partition key."""

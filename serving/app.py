@@ -26,13 +26,13 @@ from retrieval.opening import open_answerer, open_pipeline, open_retriever
 from retrieval.pipeline import FeaturePipeline, OnProgress, Reached
 from retrieval.release_default import ensure_release
 from retrieval.sources import read_path
-from serving import faults, openai_api, search_api
+from serving import faults, feedback_api, openai_api, search_api
 from serving.background import Background
 from serving.surface import CHANNEL, Health, IndexState, Part
 from store.opening import Store, open_store
 from store.releases import Release
-from streams.emitter import Emitter
-from streams.events import CONTENT_DOCUMENTS, LLM_INTERACTIONS, TOPICS, FeedbackGiven
+from streams.emitter import Emitter, Receipt
+from streams.events import CONTENT_DOCUMENTS, LLM_INTERACTIONS, TOPICS, Payload
 from streams.log import EventLog
 from streams.opening import open_emitter, open_log
 from streams.protocols import Answer, Answerer, AnswerRequest, Retriever, SearchResult
@@ -168,9 +168,9 @@ class Rooms:
         ordered = sorted(served, key=lambda channel: (channel != CHANNEL, channel))
         return {channel: self.store.releases.get(served[channel]) for channel in ordered}
 
-    def rate(self, feedback: FeedbackGiven) -> None:
-        """See `Platform.rate`."""
-        self.emitter.emit(feedback)
+    def emit(self, payload: Payload, event_id: str | None = None) -> Receipt:
+        """See `Platform.emit`."""
+        return self.emitter.emit(payload, event_id)
 
     def index(self) -> IndexState:
         """See `Platform.index`."""
@@ -276,7 +276,7 @@ def app_of(rooms: Rooms) -> FastAPI:
 
 
 def _routers(rooms: Rooms) -> Iterable[Any]:
-    return openai_api.router(rooms), search_api.router(rooms)
+    return openai_api.router(rooms), search_api.router(rooms), feedback_api.router(rooms)
 
 
 def _part(look: Callable[[], dict[str, Any]]) -> Part:

@@ -1,4 +1,4 @@
-"""Search, grounded writing, feedback and the state of the installation over HTTP."""
+"""Search, grounded writing and the state of the installation over HTTP."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
-from pydantic import Field
 
-from infra.identity import Value
 from serving.surface import (
     MAX_HITS,
     Health,
@@ -23,26 +21,6 @@ from serving.surface import (
     to_answer_request,
     written,
 )
-from streams.events import Criterion, FeedbackGiven
-
-Rating = Annotated[float, Field(ge=1, le=5)]
-
-
-class Feedback(Value):
-    """What a person says of one interaction."""
-
-    interaction_id: str = Field(min_length=1, description="The rated interaction.")
-    reviewer: str = Field("", description="Who rates; empty means anonymous.")
-    ratings: dict[Criterion, Rating] = Field(default_factory=dict, description="Criterion to 1..5.")
-    edited_response: str | None = Field(None, description="The response as the person would have it.")
-    preferred_over: str | None = Field(None, description="Interaction id this one was preferred to.")
-    comment: str = Field("", description="Free text.")
-
-
-class Accepted(Value):
-    """The feedback is on its way to the stream."""
-
-    interaction_id: str = Field(description="The rated interaction.")
 
 
 def router(platform: Platform) -> APIRouter:
@@ -60,11 +38,6 @@ def router(platform: Platform) -> APIRouter:
     @routes.post("/v1/write", summary="Grounded text with checked citations")
     def write(body: WriteRequest) -> Written:
         return written(platform.answer(to_answer_request(body)))
-
-    @routes.post("/v1/feedback", status_code=202, summary="A person's rating, edit or preference")
-    def feedback(body: Feedback) -> Accepted:
-        platform.rate(FeedbackGiven.model_validate(body.model_dump()))
-        return Accepted(interaction_id=body.interaction_id)
 
     @routes.get("/v1/index", summary="Build and position of the index")
     def index() -> IndexState:

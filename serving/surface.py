@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from pydantic import Field
 
 from infra.identity import Value
-from streams.events import FeedbackGiven, ReleaseRef, Usage
+from streams.emitter import Receipt
+from streams.events import Payload, ReleaseRef, Usage
 from streams.protocols import Answer, AnswerRequest, SearchResult
 
 if TYPE_CHECKING:
@@ -120,8 +121,8 @@ class Platform(Protocol):
         """Channel to the release that serves it; the default channel comes first."""
         ...
 
-    def rate(self, feedback: FeedbackGiven) -> None:
-        """Put a person's rating on the stream."""
+    def emit(self, payload: Payload, event_id: str | None = None) -> Receipt:
+        """Put a fact on the stream, masked. Never waits and never raises; the receipt tells when it is durable."""
         ...
 
     def health(self) -> Health:

@@ -12,11 +12,13 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from infra.errors import NotFound
+from infra.identity import new_id
 from infra.llm.chat import Decoding
-from serving import faults, openai_api, search_api
+from serving import faults, feedback_api, openai_api, search_api
 from serving.surface import Health, IndexState, Part
 from store.releases import Release
-from streams.events import Citation, FeedbackGiven, Usage
+from streams.emitter import Receipt
+from streams.events import Citation, Payload, Usage
 from streams.protocols import Answer, AnswerRequest, RetrievedChunk, SearchResult
 
 CHUNK = RetrievedChunk(
@@ -38,7 +40,8 @@ class MemoryPlatform:
         self.problem: Exception | None = None
         self.problem_after = 0
         self.requests: list[AnswerRequest] = []
-        self.ratings: list[FeedbackGiven] = []
+        self.emitted: list[Payload] = []
+        self.refusal = ""
         self.cancelled = threading.Event()
         self.before_piece: Callable[[int], None] = lambda number: None
         self.home = "/nowhere"
@@ -85,8 +88,12 @@ class MemoryPlatform:
     def channels(self) -> Mapping[str, Release]:
         return self.served
 
-    def rate(self, feedback: FeedbackGiven) -> None:
-        self.ratings.append(feedback)
+    def emit(self, payload: Payload, event_id: str | None = None) -> Receipt:
+        receipt = Receipt(event_id or new_id())
+        receipt.settle(self.refusal)
+        if not self.refusal:
+            self.emitted.append(payload)
+        return receipt
 
     def health(self) -> Health:
         state = "failed" if self.problem else "ok"
@@ -108,6 +115,7 @@ def app(platform: MemoryPlatform) -> FastAPI:
     faults.install(app)
     app.include_router(openai_api.router(platform))
     app.include_router(search_api.router(platform))
+    app.include_router(feedback_api.router(platform))
     return app
 
 

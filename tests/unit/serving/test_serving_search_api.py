@@ -1,4 +1,4 @@
-"""Search, writing, feedback, health over HTTP."""
+"""Search, writing, health over HTTP."""
 
 from __future__ import annotations
 
@@ -45,19 +45,6 @@ def test_write_on_a_channel_without_a_release_is_404(client):
     response = client.post("/v1/write", json={"question": "x", "channel": "canary"})
     assert response.status_code == 404
     assert "no release is promoted" in response.json()["error"]["message"]
-
-
-def test_feedback_is_accepted_and_put_on_the_stream(client, platform):
-    rating = {"interaction_id": "i1", "ratings": {"relevance": 4}, "reviewer": "ann", "comment": "good"}
-    assert client.post("/v1/feedback", json=rating).status_code == 202
-    assert platform.ratings[0].ratings == {"relevance": 4}
-    assert platform.ratings[0].reviewer == "ann"
-
-
-@pytest.mark.parametrize("ratings", [{"relevance": 6}, {"beauty": 3}])
-def test_feedback_outside_the_scale_is_refused(client, platform, ratings):
-    assert client.post("/v1/feedback", json={"interaction_id": "i1", "ratings": ratings}).status_code == 422
-    assert platform.ratings == []
 
 
 def test_health_is_503_only_when_it_failed(client, platform):

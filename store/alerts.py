@@ -9,6 +9,7 @@ from sqlalchemy import Engine, and_, or_, select
 
 from infra.database import insert_into, reading
 from store.tables import alerts
+from streams.codec import read_payload
 from streams.events import AlertChanged, now
 
 
@@ -46,7 +47,7 @@ class AlertStore:
         query = select(alerts.c.payload).where(alerts.c.alert_id == alert_id)
         with reading(self._engine) as connection:
             payload = connection.execute(query).scalar()
-        return AlertChanged.model_validate_json(payload) if payload is not None else None
+        return read_payload(AlertChanged, payload) if payload is not None else None
 
     def list(self, state: Literal["open", "resolved"] | None = None) -> list[AlertChanged]:
         """Alerts in a state, or all, last opened first."""
@@ -54,4 +55,4 @@ class AlertStore:
         if state is not None:
             query = query.where(alerts.c.state == state)
         with reading(self._engine) as connection:
-            return [AlertChanged.model_validate_json(row.payload) for row in connection.execute(query)]
+            return [read_payload(AlertChanged, row.payload) for row in connection.execute(query)]

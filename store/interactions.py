@@ -13,6 +13,7 @@ from infra.database import batches, insert_into, reading
 from infra.errors import InputError
 from store.means import MeanScore, Sampled, weighted_mean
 from store.tables import evaluations, feedback, interaction_tags, interactions
+from streams.codec import read_payload
 from streams.events import (
     Criterion,
     EvaluationRecorded,
@@ -98,7 +99,7 @@ class InteractionStore:
             for ids in batches(sorted(set(interaction_ids))):
                 rows += connection.execute(select(feedback).where(feedback.c.interaction_id.in_(ids))).all()
         rows.sort(key=lambda row: (row.time, row.event_id))
-        return [FeedbackGiven.model_validate_json(row.payload) for row in rows]
+        return [read_payload(FeedbackGiven, row.payload) for row in rows]
 
     def count(self, *, release_id: str | None = None) -> int:
         """Number of stored interactions, of one release or of all."""
@@ -127,7 +128,7 @@ class InteractionStore:
                 rows += connection.execute(_newest_first(limit).where(*where)).all()
         rows.sort(key=lambda row: (row.time, row.interaction_id))
         kept = rows if limit is None else rows[max(0, len(rows) - limit) :]
-        return [(row.time, InteractionRecorded.model_validate_json(row.payload)) for row in kept]
+        return [(row.time, read_payload(InteractionRecorded, row.payload)) for row in kept]
 
 
 def _put_interaction(connection: Connection, event: Event, interaction: InteractionRecorded) -> bool:

@@ -1,20 +1,22 @@
 """Events as log records: CloudEvents 1.0, Kafka protocol binding, binary content mode.
 
 The value is the payload's JSON; the attributes travel as headers `ce_…`, so any CloudEvents reader understands them
-without ours. `dataschema` carries the payload's version, which also stands in the payload as `schema_version`.
+without ours. `dataschema` carries the payload's version, which also stands in the payload as `schema_version`. Events
+of older versions are read as if they had been written today: one step per version lifts them to the newest.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from infra.errors import InputError
-from infra.identity import canonical_json
+from infra.identity import Value, canonical_json
 from streams.events import MODELS, Event, Payload, key_of
 from streams.log import Record, StoredRecord
 
@@ -27,6 +29,8 @@ VERSIONS: dict[str, int] = {name: model.model_fields["schema_version"].default f
 """Type of a payload to the version that is written."""
 # Escaped NUL and lone surrogates are valid JSON, but PostgreSQL and UTF-8 take neither.
 _SUSPECT = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+
+P = TypeVar("P", bound=Value)
 
 
 class UndecodableEvent(InputError):
@@ -77,6 +81,17 @@ def decode(record: StoredRecord | Record) -> Event:
         _refuse("an attribute is not valid", str(error).splitlines()[0])
 
 
+def read_payload(model: type[P], text: str | bytes) -> P:
+    """A payload that was kept as JSON outside the log, in any version. Raises `ValueError` when it is none."""
+    tree = json.loads(text)
+    return model.model_validate(_newest(tree) if isinstance(tree, dict) else tree)
+
+
+def versions_read(name: str) -> list[int]:
+    """Versions of a payload type that are read, oldest first; the last is the one that is written."""
+    return sorted([version for each, version in _UPCASTS if each == name] + [VERSIONS[name]])
+
+
 def _attributes(record: Record) -> dict[str, str]:
     try:
         attributes = {name.lower(): value.decode() for name, value in reversed(record.headers)}
@@ -101,16 +116,33 @@ def _payload(value: bytes) -> Payload:
     if not isinstance(data, dict):
         _refuse("the value is not a JSON object", type(data).__name__)
     name, version = data.get("type"), data.get("schema_version")
-    known = VERSIONS.get(name) if isinstance(name, str) else None
-    if known is None:
+    if not isinstance(name, str) or name not in VERSIONS:
         _refuse("unknown event type", name)
-    if version != known:
-        _refuse(f"unknown schema_version of {name}", version, f"this installation reads {known}")
+    if type(version) is not int or version not in versions_read(name):
+        _refuse(f"unknown schema_version of {name}", version, f"this installation reads {versions_read(name)}")
     try:
-        return _PAYLOAD.validate_python(data)
+        return _PAYLOAD.validate_python(_newest(data))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         _refuse(f"a {name} event breaks its contract", ".".join(map(str, first["loc"])), first["msg"])
+
+
+def _newest(data: dict[str, Any]) -> dict[str, Any]:
+    """The tree of a payload in the version that is written. What no step is known for is left as it is."""
+    while upcast := _UPCASTS.get((data.get("type", ""), data.get("schema_version", 0))):
+        data = upcast(data)
+    return data
+
+
+def _interaction_2(data: dict[str, Any]) -> dict[str, Any]:
+    # Version 2 added tool_calls, spans and session_id, whose defaults say that there were none.
+    return {**data, "schema_version": 2}
+
+
+_UPCASTS: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {
+    ("llm.interaction.recorded", 1): _interaction_2,
+}
+"""Type and version to the step that lifts its tree to the next version."""
 
 
 def _check(data: Any, *, texts: bool) -> None:

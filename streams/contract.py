@@ -17,7 +17,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from streams.codec import CONTENT_TYPE, VERSIONS, dataschema
+from streams.codec import CONTENT_TYPE, VERSIONS, dataschema, versions_read
 from streams.consumer import dead_letter_topic
 from streams.events import (
     COMPACTED,
@@ -33,7 +33,7 @@ from streams.events import (
     TOPICS,
 )
 
-VERSION = "1.0.0"
+VERSION = "2.0.0"
 """Of the contract as a whole; the first number rises with the `schema_version` of any payload."""
 ASYNCAPI_FILE = "asyncapi.json"
 CARRIES = {
@@ -117,7 +117,10 @@ def asyncapi() -> dict[str, Any]:
         "channels": channels | dead,
         "operations": {name: one for topic, channel in channels.items() for name, one in _operations(topic, channel)},
         "components": {
-            "messages": {_message_name(name): _message(name) for name in MODELS} | {"dead_letter": _dead_letter()},
+            "messages": {
+                f"{name}.{version}": _message(name, version) for name in MODELS for version in versions_read(name)
+            }
+            | {"dead_letter": _dead_letter()},
             "schemas": {"cloudevents": _CLOUDEVENTS, "dead_letter": _DEAD_LETTER},
         },
     }
@@ -158,7 +161,8 @@ def _require_constants(schema: dict[str, Any]) -> None:
 
 
 def _channel(topic: str) -> dict[str, Any]:
-    names = [_message_name(name) for name, its_topic in TOPIC_BY_TYPE.items() if its_topic == topic]
+    types = [name for name, its_topic in TOPIC_BY_TYPE.items() if its_topic == topic]
+    names = [f"{name}.{version}" for name in types for version in versions_read(name)]
     bindings: dict[str, Any] = {"topic": topic, **_KAFKA}
     if topic in COMPACTED:
         bindings["topicConfiguration"] = {"cleanup.policy": ["compact"], "retention.ms": -1}
@@ -182,19 +186,22 @@ def _dead_letters(topic: str) -> dict[str, Any]:
 
 def _operations(topic: str, channel: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     place = f"#/channels/{topic}"
-    messages = [{"$ref": f"{place}/messages/{name}"} for name in channel["messages"]]
+    read = list(channel["messages"])
+    written = [name for name in read if name in {f"{each}.{version}" for each, version in VERSIONS.items()}]
     return [
-        (f"{action}.{topic}", {"action": action, "channel": {"$ref": place}, "messages": messages})
-        for action in ("send", "receive")
+        (
+            f"{action}.{topic}",
+            {
+                "action": action,
+                "channel": {"$ref": place},
+                "messages": [{"$ref": f"{place}/messages/{name}"} for name in names],
+            },
+        )
+        for action, names in (("send", written), ("receive", read))
     ]
 
 
-def _message_name(name: str) -> str:
-    return f"{name}.{VERSIONS[name]}"
-
-
-def _message(name: str) -> dict[str, Any]:
-    version = VERSIONS[name]
+def _message(name: str, version: int) -> dict[str, Any]:
     key = MODELS[name].model_fields[KEY_BY_TOPIC[TOPIC_BY_TYPE[name]]]
     own = {"ce_type": {"const": name}, "ce_dataschema": {"const": dataschema(name, version)}}
     return {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from infra.identity import Value, new_id
 from infra.llm.chat import Decoding, Message
@@ -105,13 +105,34 @@ class Citation(Value):
     support: float = Field(ge=0, le=1, description="How well the quote supports the sentence.")
 
 
+class ToolCall(Value):
+    """A tool that the model called."""
+
+    name: str = Field(description="gen_ai.tool.name")
+    arguments: str = Field("", description="gen_ai.tool.call.arguments as text, mostly JSON.")
+    result: str | None = Field(None, description="gen_ai.tool.call.result as text; None when it was not recorded.")
+
+
+class TraceSpan(Value):
+    """One step of the work behind a response, as its application traced it."""
+
+    span_id: str = Field(description="OpenTelemetry span id, 16 hex digits; unique within the interaction.")
+    parent_id: str | None = Field(None, description="Span id of the step it was part of; None at the top.")
+    name: str = Field(description="Span name, such as 'chat gpt-4o'.")
+    kind: str = Field("", description="gen_ai.operation.name, such as chat or execute_tool; else the span's kind.")
+    start: AwareDatetime = Field(description="When it began, UTC.")
+    end: AwareDatetime = Field(description="When it ended, UTC.")
+    attributes: dict[str, str] = Field(default_factory=dict, description="Its attributes; what is no text as JSON.")
+
+
 class InteractionRecorded(Value):
     """One prompt and its response."""
 
     type: Literal["llm.interaction.recorded"] = "llm.interaction.recorded"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     interaction_id: str = Field(description="gen_ai.response.id; evaluations and feedback refer to it.")
     conversation_id: str = Field(description="gen_ai.conversation.id; the partition key.")
+    session_id: str | None = Field(None, description="session.id: conversations of one person at one sitting.")
     application: str = Field("quillstream", description="service.name of who called.")
     channel: str = Field("production", description="Release channel that answered.")
     prompt: str = Field(description="gen_ai.input.messages, the last user message, without retrieved context.")
@@ -126,6 +147,8 @@ class InteractionRecorded(Value):
     context: tuple[str, ...] = Field((), description="Texts of those chunks, same order, for judging.")
     citations: tuple[Citation, ...] = Field((), description="Checked citations.")
     unsupported: tuple[str, ...] = Field((), description="Sentences that no retrieved chunk supports.")
+    tool_calls: tuple[ToolCall, ...] = Field((), description="Tools that were called, in order.")
+    spans: tuple[TraceSpan, ...] = Field((), description="Steps of the work, parents before their children.")
     usage: Usage = Field(default_factory=Usage, description="Tokens.")
     latency_ms: float = Field(0.0, ge=0, description="From request to last token, milliseconds.")
     tags: dict[str, str] = Field(default_factory=dict, description="Free labels; slices may use them.")

@@ -23,6 +23,8 @@ from streams.events import (
     Payload,
     ReleaseChanged,
     Score,
+    ToolCall,
+    TraceSpan,
     Verdict,
 )
 
@@ -110,9 +112,21 @@ def _interaction(
             "citations": tuple(citations),
             "context": texts(payload.context),
             "unsupported": texts(payload.unsupported),
+            "tool_calls": tuple(_tool_call(call, text) for call in payload.tool_calls),
+            "spans": tuple(_trace_span(span, text) for span in payload.spans),
             "tags": {name: text(value) for name, value in payload.tags.items()},
         }
     )
+
+
+def _tool_call(call: ToolCall, text: Callable[[str], str]) -> ToolCall:
+    result = call.result if call.result is None else text(call.result)
+    return call.model_copy(update={"arguments": text(call.arguments), "result": result})
+
+
+def _trace_span(span: TraceSpan, text: Callable[[str], str]) -> TraceSpan:
+    attributes = {name: text(value) for name, value in span.attributes.items()}
+    return span.model_copy(update={"name": text(span.name), "attributes": attributes})
 
 
 def _score(score: Score, text: Callable[[str], str]) -> Score:

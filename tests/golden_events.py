@@ -6,7 +6,7 @@ A file holds the headers one a line, the key first, then an empty line and the v
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from infra.llm.chat import Decoding, Message
@@ -25,6 +25,8 @@ from streams.events import (
     ReleaseChanged,
     ReleaseRef,
     Slice,
+    ToolCall,
+    TraceSpan,
     Unscored,
     Usage,
     Verdict,
@@ -36,6 +38,7 @@ TIME = datetime(2025, 3, 4, 5, 6, 7, 89, tzinfo=UTC)
 INTERACTION = InteractionRecorded(
     interaction_id="0195600000007000800000000000000a",
     conversation_id="conversation-7",
+    session_id="session-3",
     application="editor",
     channel="production",
     prompt="Was ist LoRA? 🦙",
@@ -66,6 +69,25 @@ INTERACTION = InteractionRecorded(
         ),
     ),
     unsupported=("It is cheap.",),
+    tool_calls=(ToolCall(name="lookup", arguments='{"term": "LoRA"}', result="two matrices"), ToolCall(name="clock")),
+    spans=(
+        TraceSpan(
+            span_id="00f067aa0ba902b7",
+            name="invoke_agent editor",
+            kind="invoke_agent",
+            start=TIME,
+            end=TIME + timedelta(milliseconds=800),
+            attributes={"gen_ai.agent.name": "editor", "gen_ai.usage.input_tokens": "120"},
+        ),
+        TraceSpan(
+            span_id="00f067aa0ba902b8",
+            parent_id="00f067aa0ba902b7",
+            name="execute_tool lookup",
+            kind="execute_tool",
+            start=TIME + timedelta(milliseconds=1),
+            end=TIME + timedelta(milliseconds=9),
+        ),
+    ),
     usage=Usage(input_tokens=120, output_tokens=14),
     latency_ms=812.5,
     tags={"topic": "adapters"},

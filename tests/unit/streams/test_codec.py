@@ -107,7 +107,7 @@ def test_the_attributes_are_those_of_cloudevents_in_binary_mode():
         "ce_type": "llm.interaction.recorded",
         "ce_time": "2025-03-04T05:06:07.000089+00:00",
         "ce_partitionkey": "c",
-        "ce_dataschema": "urn:quillstream:llm.interaction.recorded:1",
+        "ce_dataschema": "urn:quillstream:llm.interaction.recorded:2",
         "content-type": "application/json",
     }
     assert json.loads(made.value)["prompt"] == "What is LoRA?"
@@ -132,7 +132,10 @@ def test_a_foreign_producer_may_leave_the_time_to_the_log_and_use_another_zone()
         (record(changed(tags={"a": "x"}, extra=1)), "extra"),
         (record(changed(type="llm.other")), "unknown event type"),
         (record(changed(type=["list"])), "unknown event type"),
-        (record(changed(schema_version=2)), "unknown schema_version"),
+        (record(changed(schema_version=3)), r"unknown schema_version.*seen: 3; rule: this installation reads \[1, 2\]"),
+        (record(changed(schema_version=0)), "unknown schema_version"),
+        (record(changed(schema_version=True)), "unknown schema_version"),
+        (record(changed(schema_version=[1])), "unknown schema_version"),
         (record(changed(schema_version=None)), "unknown schema_version"),
         (record(changed(prompt="a\0b")), "NUL"),
         (record(changed(tags={"a\0": "b"})), "NUL"),

@@ -13,9 +13,9 @@ from retrieval.sparse import encode_document
 from store.documents import Chunk
 from store.opening import Store
 from streams.codec import decode
-from streams.consumer import dead_letter_topic
+from streams.dead_letters import dead_letter_topic, letter_of
 from streams.events import CONTENT_DOCUMENTS, DocumentDeleted, DocumentUpserted, Event
-from streams.log import EventLog, Record, StoredRecord
+from streams.log import EventLog, StoredRecord
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,16 +165,7 @@ class Applier:
         return vectors | fresh
 
     def _bury(self, record: StoredRecord, error: Exception) -> None:
-        reason = {
-            "dlq_error": f"{type(error).__name__}: {error}",
-            "dlq_attempts": "1",
-            "dlq_topic": record.topic,
-            "dlq_partition": str(record.partition),
-            "dlq_offset": str(record.offset),
-        }
-        headers = tuple((name, text.encode("utf-8", "replace")) for name, text in reason.items())
-        letter = Record(key=record.key, value=record.value, headers=record.headers + headers)
-        self._log.append(dead_letter_topic(record.topic), [letter])
+        self._log.append(dead_letter_topic(record.topic), [letter_of(record, error, 1)])
         self.dead += 1
 
 

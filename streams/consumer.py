@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from infra.errors import Unavailable
 from streams.codec import UndecodableEvent, decode
+from streams.dead_letters import dead_letter_topic, letter_of
 from streams.events import Event
-from streams.log import EventLog, GroupReader, LostPartition, Record, StoredRecord
+from streams.log import EventLog, GroupReader, LostPartition, StoredRecord
 
 Handler = Callable[[Event, StoredRecord], None]
 
@@ -26,11 +27,6 @@ COMMIT_SECONDS = 1.0
 BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 30.0
 _log = logging.getLogger(__name__)
-
-
-def dead_letter_topic(topic: str) -> str:
-    """Where records of a topic go that cannot be handled."""
-    return f"{topic}.dlq"
 
 
 class Consumer:
@@ -172,15 +168,7 @@ class Consumer:
 
     def _put_aside(self, record: StoredRecord, error: Exception, attempts: int, stop: threading.Event) -> bool:
         _log.error("%s/%d/%d goes to the dead letters: %s", record.topic, record.partition, record.offset, error)
-        reason = {
-            "dlq_error": f"{type(error).__name__}: {error}",
-            "dlq_attempts": str(attempts),
-            "dlq_topic": record.topic,
-            "dlq_partition": str(record.partition),
-            "dlq_offset": str(record.offset),
-        }
-        headers = tuple((name, text.encode("utf-8", "replace")) for name, text in reason.items())
-        letter = Record(key=record.key, value=record.value, headers=record.headers + headers)
+        letter = letter_of(record, error, attempts)
         pause = self._backoff
         while True:
             try:

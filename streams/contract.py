@@ -18,7 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from streams.codec import CONTENT_TYPE, VERSIONS, dataschema, versions_read
-from streams.consumer import dead_letter_topic
+from streams.dead_letters import dead_letter_topic
 from streams.events import (
     COMPACTED,
     CONTENT_DOCUMENTS,
@@ -76,6 +76,15 @@ _DEAD_LETTER: dict[str, Any] = {
         "dlq_offset": _TEXT | {"pattern": "^[0-9]+$", "description": "Its offset there."},
     },
 }
+_REPLAYED: dict[str, Any] = {
+    "type": "object",
+    "required": ["dlq_replayed", "dlq_replayed_to"],
+    "properties": {
+        "dlq_replayed": _TEXT | {"pattern": "^[0-9]+/[0-9]+$", "description": "Partition and offset of the letter."},
+        "dlq_replayed_to": _TEXT | {"pattern": "^[0-9]+/[0-9]+$", "description": "Where it lies in its topic now."},
+    },
+}
+_DEAD = ("dead_letter", "dead_letter_replayed")
 
 
 class _Draft07(GenerateJsonSchema):
@@ -120,8 +129,12 @@ def asyncapi() -> dict[str, Any]:
             "messages": {
                 f"{name}.{version}": _message(name, version) for name in MODELS for version in versions_read(name)
             }
-            | {"dead_letter": _dead_letter()},
-            "schemas": {"cloudevents": _CLOUDEVENTS, "dead_letter": _DEAD_LETTER},
+            | {"dead_letter": _dead_letter(), "dead_letter_replayed": _replayed()},
+            "schemas": {
+                "cloudevents": _CLOUDEVENTS,
+                "dead_letter": _DEAD_LETTER,
+                "dead_letter_replayed": _REPLAYED,
+            },
         },
     }
 
@@ -179,7 +192,7 @@ def _dead_letters(topic: str) -> dict[str, Any]:
     return {
         "address": name,
         "description": f"Records of `{topic}` that could not be handled, as they came.",
-        "messages": {"dead_letter": {"$ref": "#/components/messages/dead_letter"}},
+        "messages": {each: {"$ref": f"#/components/messages/{each}"} for each in _DEAD},
         "bindings": {"kafka": {"topic": name, "topicConfiguration": {"retention.ms": -1}, **_KAFKA}},
     }
 
@@ -227,6 +240,16 @@ def _dead_letter() -> dict[str, Any]:
         "headers": {"$ref": "#/components/schemas/dead_letter"},
         "payload": {"description": "Any bytes."},
         "bindings": {"kafka": {"key": _TEXT | {"description": "As in the topic it came from."}, **_KAFKA}},
+    }
+
+
+def _replayed() -> dict[str, Any]:
+    return {
+        "name": "dead_letter_replayed",
+        "title": "Dead letter replayed",
+        "summary": "A dead letter of this topic was sent to its own topic again. The value is empty.",
+        "headers": {"$ref": "#/components/schemas/dead_letter_replayed"},
+        "bindings": {"kafka": {"key": _TEXT | {"description": "That of the letter."}, **_KAFKA}},
     }
 
 

@@ -25,6 +25,8 @@ from infra.errors import InputError, QuillError
 from infra.identity import Value
 
 MAX_RECORD_BYTES = 16 << 20
+MAX_REASON_BYTES = 16 << 10
+"""How much longer a record of a dead-letter topic may be, so that the longest record has one with its reason too."""
 SESSION_TIMEOUT = 10.0
 """Seconds after which a member that sent no heartbeat counts as dead. The log sends heartbeats by itself."""
 MAX_POLL_INTERVAL = 600.0
@@ -146,12 +148,11 @@ def check_appendable(topic: str, records: Sequence[Record]) -> None:
     """Raise `InputError` for a topic name or a record that the logs do not take."""
     if not _TOPIC.fullmatch(topic):
         raise InputError("not a topic name", seen=topic, rule="1 to 249 of a-z A-Z 0-9 . _ -")
+    limit = MAX_RECORD_BYTES + (MAX_REASON_BYTES if topic.endswith(".dlq") else 0)
     for record in records:
         size = len(record.key.encode()) + len(record.value) + sum(len(n) + len(v) for n, v in record.headers)
-        if size > MAX_RECORD_BYTES:
-            raise InputError(
-                f"a record for {topic} is too long", seen=f"{size} bytes", rule=f"at most {MAX_RECORD_BYTES} bytes"
-            )
+        if size > limit:
+            raise InputError(f"a record for {topic} is too long", seen=f"{size} bytes", rule=f"at most {limit} bytes")
 
 
 def _murmur2(data: bytes) -> int:

@@ -18,7 +18,8 @@ from infra.identity import new_id
 from infra.kafka_broker import KafkaBroker
 from infra.settings import LogSettings
 from streams.codec import decode
-from streams.consumer import Consumer, dead_letter_topic
+from streams.consumer import Consumer
+from streams.dead_letters import dead_letter_topic
 from streams.emitter import Emitter
 from streams.events import CONTENT_DOCUMENTS, LLM_FEEDBACK, Event, FeedbackGiven
 from streams.kafka import KafkaLog

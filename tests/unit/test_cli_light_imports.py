@@ -49,6 +49,8 @@ def loaded(arguments: list[str], home) -> dict:
         "release list --json",
         "dataset list --json",
         "alerts list --json",
+        "dlq --help",
+        "dlq list --json",
     ],
 )
 def test_help_and_listings_import_nothing_heavy(verb: str, tmp_path):

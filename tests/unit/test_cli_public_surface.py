@@ -15,6 +15,9 @@ VERBS = {
     "dataset list",
     "dataset show",
     "demo",
+    "dlq list",
+    "dlq replay",
+    "dlq show",
     "doctor",
     "evaluate",
     "ingest",
@@ -42,7 +45,7 @@ PUBLIC = """
     DocumentDeleted DocumentUpserted Emitter EvaluationRecorded Event EventLog FeedbackGiven InputError
     InteractionRecorded Judge JudgeInput Judgement Masked Masker Message NotFound QuillError Receipt Record
     ReleaseChanged ReleaseRef RetrievedChunk Retriever SearchResult Settings SettingsError StoredRecord Unavailable
-    Unscored Usage Verdict __version__ load_settings open_emitter open_log
+    Unscored Usage Verdict __version__ emit feedback load_settings open_emitter open_log prompts wrap
 """
 OPTIONS = {
     "up": {"--port", "--features/--no-features", "--monitor/--no-monitor"},

@@ -11,7 +11,8 @@ import pytest
 
 from infra.errors import Unavailable
 from streams.codec import decode, encode
-from streams.consumer import Consumer, dead_letter_topic
+from streams.consumer import Consumer
+from streams.dead_letters import dead_letter_topic
 from streams.embedded import EmbeddedLog
 from streams.events import LLM_FEEDBACK, Event, FeedbackGiven
 from streams.log import Record, StoredRecord, lag

@@ -1,0 +1,112 @@
+"""An OpenAI-compatible endpoint in a thread, that answers as the request's `model` says: the other end of a real
+connection, for what no real endpoint does on demand."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+ID = "chatcmpl-0123456789abcdef0123"
+WORDS = ("LoRA ", "trains ", "two matrices.")
+USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+TOOL = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": '{"what": "LoRA"}'}}
+
+
+class ChatUpstream:
+    """Models: `ok`, `length`, `tools`, `refuse` (429), `cut` (ends without a finish reason), `held` (waits for
+    `release` after the first word)."""
+
+    def __init__(self) -> None:
+        self.received: list[tuple[str, dict[str, str], bytes]] = []
+        self.sent: list[bytes] = []
+        self.release = threading.Event()
+        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._server.upstream = self
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self) -> None:
+        self.release.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    upstream: ChatUpstream
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers one connection for the upstream that its server belongs to."""
+
+    server: _Server
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.server.upstream.received.append((self.path, dict(self.headers.items()), b""))
+        self.whole(200, {"object": "list", "data": [{"id": "ok", "object": "model"}]})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.upstream.received.append((self.path, dict(self.headers.items()), body))
+        request = json.loads(body)
+        if request["model"] == "refuse":
+            self.whole(429, {"error": {"message": "slow down", "type": "rate_limit", "code": "rate"}})
+        elif request.get("stream"):
+            self.streamed(request["model"])
+        else:
+            self.whole(200, completion(request["model"]))
+
+    def whole(self, status: int, body: dict[str, Any]) -> None:
+        content = json.dumps(body).encode()
+        self.server.upstream.sent.append(content)
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("X-Request-Id", "req_1")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def streamed(self, model: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        for number, line in enumerate(events(model)):
+            try:
+                self.wfile.write(line)
+                self.wfile.flush()
+            except OSError:
+                return
+            self.server.upstream.sent.append(line)
+            if model == "held" and number == 0:
+                self.server.upstream.release.wait(30)
+
+
+def completion(model: str) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": "".join(WORDS)}
+    if model == "tools":
+        message = {"role": "assistant", "content": None, "tool_calls": [TOOL]}
+    reason = {"tools": "tool_calls", "length": "length"}.get(model, "stop")
+    choice = {"index": 0, "message": message, "finish_reason": reason}
+    return {"id": ID, "object": "chat.completion", "created": 1, "model": model, "choices": [choice], "usage": USAGE}
+
+
+def events(model: str) -> list[bytes]:
+    head = {"id": ID, "object": "chat.completion.chunk", "created": 1, "model": model}
+    deltas: list[dict[str, Any]] = [{"content": word} for word in WORDS]
+    if model == "tools":
+        function = TOOL["function"]
+        first = {**TOOL, "index": 0, "function": {**function, "arguments": function["arguments"][:5]}}
+        rest = {"index": 0, "function": {"arguments": function["arguments"][5:]}}
+        deltas = [{"tool_calls": [first]}, {"tool_calls": [rest]}]
+    chunks = [{**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    if model != "cut":
+        reason = {"tools": "tool_calls", "length": "length"}.get(model, "stop")
+        chunks.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
+        chunks.append({**head, "choices": [], "usage": USAGE})
+    lines = [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks]
+    return lines if model == "cut" else [b": a comment\n\n", *lines, b"data: [DONE]\n\n"]

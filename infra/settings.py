@@ -95,6 +95,14 @@ class ServerSettings(Value):
     port: int = Field(8400, ge=0, le=65535, description="Port of the API; 0 picks a free one.")
 
 
+class GatewaySettings(Value):
+    """Where `quill up` forwards what applications send to `/gateway/v1`."""
+
+    base_url: str = Field("", description="OpenAI-compatible base URL; empty means the writer's endpoint, if any.")
+    api_key: SecretStr = Field(SecretStr(""), description="Sent upstream; empty means the caller's own Authorization.")
+    timeout: float = Field(600.0, gt=0, description="Seconds without a byte from upstream before a call is given up.")
+
+
 class Settings(Value):
     """Everything a process may be told from outside."""
 
@@ -107,6 +115,7 @@ class Settings(Value):
     comet: CometSettings = CometSettings()
     models: ModelSettings = ModelSettings()
     server: ServerSettings = ServerSettings()
+    gateway: GatewaySettings = GatewaySettings()
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @property

@@ -13,6 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from infra.errors import Conflict, CorruptArtifact, InputError, NotFound, QuillError, SettingsError, Unavailable
 
 MAX_BODY = 1_000_000
+LARGER = {"/gateway/": 32_000_000, "/v1/traces": 16_000_000}
+"""Paths that may carry more: images on their way to an endpoint, batches of spans."""
 STATUS = {InputError: 400, NotFound: 404, Conflict: 409, SettingsError: 503, Unavailable: 503, CorruptArtifact: 503}
 
 
@@ -35,7 +37,7 @@ def quill_error_object(error: QuillError) -> dict[str, Any]:
 
 
 def install(app: FastAPI) -> None:
-    """Make the app answer every error with an error object and refuse bodies above `MAX_BODY` bytes."""
+    """Make the app answer every error with an error object and refuse bodies above `limit_of` their path."""
     app.add_exception_handler(QuillError, _quill)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -43,7 +45,7 @@ def install(app: FastAPI) -> None:
 
 
 class BodyLimit:
-    """Refuses a request body above `MAX_BODY` bytes with 413, by its announced length or while it arrives."""
+    """Refuses a request body above `limit_of` its path with 413, by its announced length or while it arrives."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -52,9 +54,10 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        limit = limit_of(scope["path"])
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > MAX_BODY:
-            await _too_large()(scope, receive, send)
+        if announced.isdigit() and int(announced) > limit:
+            await _too_large(limit)(scope, receive, send)
             return
         seen = 0
 
@@ -62,18 +65,24 @@ class BodyLimit:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > MAX_BODY:
-                raise HTTPException(413, _TOO_LARGE)
+            if seen > limit:
+                raise HTTPException(413, _too_large_text(limit))
             return message
 
         await self.app(scope, counted, send)
 
 
-_TOO_LARGE = f"the request body is too large; rule: at most {MAX_BODY} bytes"
+def limit_of(path: str) -> int:
+    """The most bytes that a request body to this path may have."""
+    return next((limit for prefix, limit in LARGER.items() if path.startswith(prefix)), MAX_BODY)
 
 
-def _too_large() -> JSONResponse:
-    return JSONResponse(error_object(_TOO_LARGE, 413, code="too_large"), 413)
+def _too_large_text(limit: int) -> str:
+    return f"the request body is too large; rule: at most {limit} bytes"
+
+
+def _too_large(limit: int) -> JSONResponse:
+    return JSONResponse(error_object(_too_large_text(limit), 413, code="too_large"), 413)
 
 
 async def _quill(_request: Request, error: Exception) -> JSONResponse:

@@ -47,12 +47,16 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.server.upstream.received.append((self.path, dict(self.headers.items()), b""))
+        self.server.upstream.received.append(
+            (self.path, {name.lower(): value for name, value in self.headers.items()}, b"")
+        )
         self.whole(200, {"object": "list", "data": [{"id": "ok", "object": "model"}]})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.upstream.received.append((self.path, dict(self.headers.items()), body))
+        self.server.upstream.received.append(
+            (self.path, {name.lower(): value for name, value in self.headers.items()}, body)
+        )
         request = json.loads(body)
         if request["model"] == "refuse":
             self.whole(429, {"error": {"message": "slow down", "type": "rate_limit", "code": "rate"}})

@@ -10,19 +10,28 @@ File: `quillstream.toml` in the working directory, or the path in `QUILL_SETTING
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError
 
 from infra.errors import SettingsError
 from infra.identity import Value
 
 DEFAULT_FILE = "quillstream.toml"
 WELL_KNOWN = {"COMET_API_KEY": "comet.api_key", "OPENAI_API_KEY": "llm.api_key"}
+
+
+def _from_json(value: Any) -> Any:
+    """A table that the environment can only give as text. What is no JSON goes on to be refused as it is."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 class LogSettings(Value):
@@ -51,6 +60,17 @@ class DatabaseSettings(Value):
     """The records."""
 
     url: str = Field("", description="SQLAlchemy URL; empty means SQLite at <home>/records.db.")
+
+
+class MaskingSettings(Value):
+    """What is masked in events, and whether it can be turned back."""
+
+    key: SecretStr = Field(
+        SecretStr(""), description="Base64 of 32 random bytes: placeholders can be turned back. Empty: they cannot."
+    )
+    patterns: Annotated[Mapping[str, str], BeforeValidator(_from_json)] = Field(
+        default={}, description="Name of a placeholder to a regular expression (RE2); JSON in the environment."
+    )
 
 
 class LlmSettings(Value):
@@ -110,6 +130,7 @@ class Settings(Value):
     log: LogSettings = LogSettings()
     index: IndexSettings = IndexSettings()
     database: DatabaseSettings = DatabaseSettings()
+    masking: MaskingSettings = MaskingSettings()
     llm: LlmSettings = LlmSettings()
     judge: JudgeSettings = JudgeSettings()
     comet: CometSettings = CometSettings()

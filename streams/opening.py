@@ -6,7 +6,7 @@ from infra.settings import Settings
 from streams.embedded import EmbeddedLog
 from streams.emitter import Emitter
 from streams.log import EventLog
-from streams.masking import Masker
+from streams.masking import open_masker
 
 
 def open_log(settings: Settings) -> EventLog:
@@ -21,6 +21,6 @@ def open_log(settings: Settings) -> EventLog:
 def open_emitter(settings: Settings, log: EventLog, source: str = "quillstream") -> Emitter:
     """An emitter into the log; with Kafka through the outbox at `<home>/outbox`, whose leftovers it forwards."""
     outbox = settings.home / "outbox" if settings.log.backend == "kafka" else None
-    emitter = Emitter(log, masker=Masker(), outbox=outbox, source=source)
+    emitter = Emitter(log, masker=open_masker(settings.masking), outbox=outbox, source=source)
     emitter.forward()
     return emitter

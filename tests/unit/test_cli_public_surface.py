@@ -22,6 +22,7 @@ VERBS = {
     "evaluate",
     "ingest",
     "judge",
+    "mask",
     "monitor run",
     "monitor status",
     "prompts approve",

@@ -36,6 +36,7 @@ class HeldMasker(Masker):
     """Stops the writer until the test lets it go on."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.entered = threading.Event()
         self.go = threading.Event()
 

@@ -26,7 +26,7 @@ from retrieval.opening import open_answerer, open_pipeline, open_retriever
 from retrieval.pipeline import FeaturePipeline, OnProgress, Reached
 from retrieval.release_default import ensure_release
 from retrieval.sources import read_path
-from serving import faults, feedback_api, gateway_api, openai_api, search_api
+from serving import faults, feedback_api, gateway_api, openai_api, otlp_api, search_api
 from serving.background import Background
 from serving.surface import CHANNEL, Health, IndexState, Part
 from store.opening import Store, open_store
@@ -277,7 +277,8 @@ def app_of(rooms: Rooms) -> FastAPI:
 
 def _routers(rooms: Rooms) -> Iterable[Any]:
     gateway = gateway_api.router(rooms, gateway_api.upstream_of(rooms.settings))
-    return openai_api.router(rooms), search_api.router(rooms), feedback_api.router(rooms), gateway
+    intake = feedback_api.router(rooms), otlp_api.router(rooms), gateway
+    return openai_api.router(rooms), search_api.router(rooms), *intake
 
 
 def _part(look: Callable[[], dict[str, Any]]) -> Part:

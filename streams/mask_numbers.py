@@ -166,8 +166,11 @@ def _phone_at(text: str, at: int, floor: int) -> Finding | None:
         return Finding(found.start(), found.end(), "PHONE")
     # In a row of numbers no word stands before this one.
     found = None if text[max(0, start - 4) : start].rstrip()[-1:].isdecimal() else _SPOKEN.match(text, start)
-    if found and 7 <= _digits(found[0]) <= 15 and _LABEL.search(text[max(0, start - 48) : start]):
-        return Finding(start, found.end(), "PHONE")
+    if found and 7 <= _digits(found[0]) <= 15:
+        words = text[max(0, start - 48) : start]
+        ends = _GROUPED.search(found[0]) and _CLAUSE_END.match(text, found.end())
+        if _LABEL.search(words) or (ends and _HINT.search(words)):
+            return Finding(start, found.end(), "PHONE")
     found = _SIGNED.match(text, start)
     if found and 7 <= _digits(found[1]) <= 15:
         return Finding(start, found.end(1), "PHONE")
@@ -225,8 +228,16 @@ _LABEL = re.compile(
     r" | (?:my|his|her|their|your|our)\ (?:new\ )?(?=number)"
     r" | (?:call|ring|dial|text|reach|contact|phone)(?:s|ed|ing)?"
     r"   \ (?:me|us|him|her|them|you|someone|anyone|my\ \w{1,12})(?:\ (?:back|now|today|directly))?"
-    r")(?:\ ?(?:number|line|no|nr|num))?(?:\ (?:is|on|at|under|via))?[ ]?[.:#=]?[\"']?\s{0,3}[\"'(+]?$"
+    r")(?:\ ?(?:number|line|no|nr|num))?(?:\ (?:is|on|at|under|via))?[\"']?[ ]?[.:#=]?[\"']?\s{0,3}[\"'(+]?$"
 )
+# Weaker words, as in "replay the messages to 1234567": the number must be in groups and end its clause.
+_HINT = re.compile(
+    r"(?ix)(?<![^\W_])(?:(?:answering|reached|contacted|available|calling|texting)\ (?:me\ )?(?:at|on|under|from|to)"
+    r" | (?:message|text|call|voicemail|sms)s?\ (?:to|from|at|on) | (?:called|rang|texted|dial|dialled|call|ring)"
+    r")\ $"
+)
+_GROUPED = re.compile(rf"\d{_GAP}{{1,2}}\d")
+_CLAUSE_END = re.compile(r"[\"')]?(?:\s{0,8}$|[\n\r,;.?!])")
 _DATE = re.compile(r"(?:\d{4}[-/.]\d\d[-/.]\d\d|\d\d[-/.]\d\d[-/.]\d{4}|(?:19|20)\d\d ?[-/–] ?(?:19|20)\d\d)(?!\d)")
 _NO_PHONE = re.compile(r"\d\d(?:[ .:/-]\d\d){5,}|\d{3}-\d\d-\d{4}$")  # a dump of bytes, a social security number
 _PAIR = re.compile(r"(?<!\d)\d\d[ .:/-]$")

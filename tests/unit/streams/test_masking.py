@@ -45,8 +45,13 @@ GUARD = Path(__file__).resolve().parents[4] / "shared" / "data" / "guard" / "pre
         ("card ４１１１１１１１１１１１１１１１", "card [CARD]"),
         ("Mobile: 723 813 266\nDesk: (99) 645-791", "Mobile: [PHONE]\nDesk: [PHONE]"),
         ("12 Main St 12345\n781 1704 office\n(579)888-3058 fax", "12 Main St 12345\n[PHONE] office\n[PHONE] fax"),
+        (
+            "Nobody is answering at 467 3395. Send texts to 72 128 827!",
+            "Nobody is answering at [PHONE]. Send texts to [PHONE]!",
+        ),
         ("please call him back on 9472 7916", "please call him back on [PHONE]"),
         ("0490 75 40 81, 001-518-640-0854, +46 (0)8 928 571 38", "[PHONE], [PHONE], [PHONE]"),
+        ('{"phone": "5551234567"}', '{"phone": "[PHONE]"}'),
         ("NY 10001 212-555-0199 ext. 12", "NY 10001 [PHONE]"),
         ("card 4111 1111 1111 1111, 4111-1111-1111-1111", "card [CARD], [CARD]"),
         ("amex 3782 822463 10005 visa 4111111111111111", "amex [CARD] visa [CARD]"),
@@ -88,6 +93,7 @@ def test_personal_data_and_secrets_become_placeholders(text: str, masked: str):
         "Nature (2019) 574-505, years 2019-2024, pages 100 200 300",
         "550e8400-e29b-41d4-a716-446655440000 and 1716239022123 and 1716239022",
         "ports 8080 8081 8443, 1 000 000 mobile users, 128 000 tokens, 3.14159265358979",
+        "replay the messages from 1234567 to 2345678, API calls to 1 000 000 users, called at 1716239022",
         "iPhone 15 2024 2025, SSN 054-28-6917, :040000 040000 def9e3",
         "git@github.com:org/repo.git and icon@2x.png and lodash@4.17.21",
         "0x7fff5fbff8c0, 00 11 22 33 44 55 66 77, 01 02 03 04 05 06 07",
@@ -194,4 +200,4 @@ def test_most_of_a_public_set_is_found():
                 wanted += 1
                 found += any(s.start <= each["start_position"] and s.end >= each["end_position"] for s in spans)
     assert wanted > 150
-    assert found / wanted > 0.88
+    assert found / wanted > 0.97

@@ -86,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
             except OSError:
                 return
             self.server.upstream.sent.append(line)
-            if model == "held" and number == 0:
+            if model == "held" and number == 1:  # after the comment and the first word
                 self.server.upstream.release.wait(30)
 
 

@@ -1,0 +1,19 @@
+"""The size of the chaos tests: short by default, full where the environment says QUILL_CHAOS=full (`make chaos`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+
+@pytest.fixture
+def scale() -> Callable[[int, int], int]:
+    """A function of a short and a full size that gives the one this run asks for."""
+    full_size = os.environ.get("QUILL_CHAOS") == "full"
+
+    def size(short: int, full: int) -> int:
+        return full if full_size else short
+
+    return size

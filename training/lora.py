@@ -22,7 +22,7 @@ from infra.settings import ModelSettings
 from training.examples import Example, encode_rows
 from training.gguf_adapter import CONFIG, GGUF, WEIGHTS, convert
 from training.loop import Checkpoint, Progress, run
-from training.model import load_tokenizer, load_with_adapter, row_losses
+from training.model import load_tokenizer, load_trained, load_with_adapter, row_losses
 from training.paired import Difference, difference
 from training.proof import DEEPEST, TOP, AdapterProof, Served, prove
 from training.recipes import LoraRecipe
@@ -105,9 +105,10 @@ class _Job:
         with self._stage("conversion"):
             save(model, directory)
             convert(directory, base, directory / GGUF)
+            del model
         with self._stage("proof"):
             proof = prove(
-                model,
+                load_trained(base, directory),
                 tokenizer,
                 heldout,
                 directory,

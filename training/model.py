@@ -48,8 +48,11 @@ def load_tokenizer(directory: Path) -> Any:
     return AutoTokenizer.from_pretrained(directory)
 
 
-def load_with_adapter(directory: Path, recipe: LoraRecipe) -> Any:
-    """The frozen base with a fresh LoRA adapter on every linear layer but the head; B starts at zero."""
+def load_with_adapter(directory: Path, recipe: LoraRecipe, dtype: Any = None) -> Any:
+    """The frozen base with a fresh LoRA adapter on every linear layer but the head; B starts at zero.
+
+    `dtype` is that of the base's weights; None is the fastest one here.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -57,10 +60,10 @@ def load_with_adapter(directory: Path, recipe: LoraRecipe) -> Any:
 
     give_freed_memory_back()
     logging.disable_progress_bar()
-    device, dtype = device_and_dtype()
+    device, fastest = device_and_dtype()
     base = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", attn_implementation="sdpa").to(device)
     for parameter in base.parameters():
-        parameter.data = parameter.data.to(dtype)
+        parameter.data = parameter.data.to(dtype or fastest)
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
@@ -73,6 +76,21 @@ def load_with_adapter(directory: Path, recipe: LoraRecipe) -> Any:
         model = get_peft_model(base, config)
     model.peft_config["default"].base_model_name_or_path = recipe.base
     return model
+
+
+def load_trained(directory: Path, adapter: Path) -> Any:
+    """The base with a saved adapter in float32, to be measured: of an adapter trained in bfloat16 the proof saw 0.052
+    nats in float32 and 0.075 in bfloat16, whose own rounding it would otherwise hold against the serving engine."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    device, _ = device_and_dtype()
+    base = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa")
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        return PeftModel.from_pretrained(base.to(device), adapter).eval()
 
 
 def adapter_parameters(model: Any) -> list[Any]:

@@ -112,11 +112,11 @@ def prove(
     count: int,
     tolerance: float,
 ) -> AdapterProof:
-    """Compare the trained model in memory with the served `adapter/adapter.gguf` and with three wrong variants.
+    """Compare the trained model with the served `adapter/adapter.gguf` and with three wrong variants.
 
-    `base` is the directory of the base (for its config), `examples` are held out, `tolerance` is in nats: llama.cpp
-    rounds activations and PyTorch does not, so it depends on the base's quantization. Raises `InputError` without
-    examples and what the serving engine raises.
+    `model` is the base with the saved adapter, in float32; `base` is the base's directory (for its config), `examples`
+    are held out, `tolerance` is in nats: llama.cpp rounds activations and PyTorch does not, so it depends on the
+    base's quantization. Raises `InputError` without examples and what the serving engine raises.
     """
     chosen = probes(model, tokenizer, examples, count, capacity=320)
     if not chosen:

@@ -75,7 +75,9 @@ def test_the_loss_counts_the_answer_and_its_end_and_nothing_else(base: Path):
 
 
 def test_packed_and_separate_rows_give_the_same_loss_on_smollm2(base: Path):
-    model, tokenizer = load_with_adapter(base, recipe_named("tiny")), load_tokenizer(base)
+    import torch
+
+    model, tokenizer = load_with_adapter(base, recipe_named("tiny"), torch.float32), load_tokenizer(base)
     examples = [encode(tokenizer, row["instruction"], row["answer"]) for row in rows()[:6]]
     packed = row_losses(model, examples, 1024)
     alone = row_losses(model, examples, 1)
@@ -109,7 +111,7 @@ def test_peft_loads_the_stored_adapter(base: Path, settings: Settings, tmp_path:
 
     from training.lora import save
 
-    model, tokenizer = load_with_adapter(base, recipe_named("tiny")), load_tokenizer(base)
+    model, tokenizer = load_with_adapter(base, recipe_named("tiny"), torch.float32), load_tokenizer(base)
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

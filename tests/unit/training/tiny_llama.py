@@ -36,7 +36,7 @@ def tiny_model(directory: Path, *, trained: bool = False) -> Any:
     """The base with a fresh adapter; `trained` fills B with noise so that the adapter does something."""
     import torch
 
-    model = load_with_adapter(save_base(directory), RECIPE)
+    model = load_with_adapter(save_base(directory), RECIPE, torch.float32)
     if trained:
         torch.manual_seed(5)
         for name, parameter in model.named_parameters():

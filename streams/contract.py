@@ -22,22 +22,27 @@ from streams.dead_letters import dead_letter_topic
 from streams.events import (
     COMPACTED,
     CONTENT_DOCUMENTS,
+    INTAKE_TYPES,
     KEY_BY_TOPIC,
     LLM_EVALUATIONS,
     LLM_FEEDBACK,
+    LLM_INTAKE,
     LLM_INTERACTIONS,
     MODELS,
     OPS_ALERTS,
     OPS_RELEASES,
     TOPIC_BY_TYPE,
     TOPICS,
+    UNMASKED,
+    UNMASKED_HOURS,
 )
 
-VERSION = "2.0.0"
+VERSION = "2.1.0"
 """Of the contract as a whole; the first number rises with the `schema_version` of any payload."""
 ASYNCAPI_FILE = "asyncapi.json"
 CARRIES = {
     CONTENT_DOCUMENTS: "Upsert or tombstone of one source document.",
+    LLM_INTAKE: "What strangers send, not masked yet; it goes on, masked, to the topic of its type. Restricted.",
     LLM_INTERACTIONS: "One prompt and its response, masked, with what answered.",
     LLM_EVALUATIONS: "What one judge said of one interaction: verdicts and what it could not judge.",
     LLM_FEEDBACK: "What a person said of one interaction: ratings, an edit, a preference.",
@@ -174,14 +179,18 @@ def _require_constants(schema: dict[str, Any]) -> None:
 
 
 def _channel(topic: str) -> dict[str, Any]:
-    types = [name for name, its_topic in TOPIC_BY_TYPE.items() if its_topic == topic]
+    own = [name for name, its_topic in TOPIC_BY_TYPE.items() if its_topic == topic]
+    types = INTAKE_TYPES if topic == LLM_INTAKE else own
     names = [f"{name}.{version}" for name in types for version in versions_read(name)]
     bindings: dict[str, Any] = {"topic": topic, **_KAFKA}
     if topic in COMPACTED:
         bindings["topicConfiguration"] = {"cleanup.policy": ["compact"], "retention.ms": -1}
+    if topic in UNMASKED:
+        bindings["topicConfiguration"] = {"retention.ms": _milliseconds(UNMASKED_HOURS)}
+    key = "as the topic that it goes on to" if topic == LLM_INTAKE else f"by `{KEY_BY_TOPIC[topic]}`"
     return {
         "address": topic,
-        "description": f"{CARRIES[topic]} Keyed by `{KEY_BY_TOPIC[topic]}`.",
+        "description": f"{CARRIES[topic]} Keyed {key}.",
         "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in names},
         "bindings": {"kafka": bindings},
     }
@@ -189,12 +198,18 @@ def _channel(topic: str) -> dict[str, Any]:
 
 def _dead_letters(topic: str) -> dict[str, Any]:
     name = dead_letter_topic(topic)
+    kept = _milliseconds(UNMASKED_HOURS) if name in UNMASKED else -1
     return {
         "address": name,
-        "description": f"Records of `{topic}` that could not be handled, as they came.",
+        "description": f"Records of `{topic}` that could not be handled, as they came."
+        + (" Restricted as the topic is." if name in UNMASKED else ""),
         "messages": {each: {"$ref": f"#/components/messages/{each}"} for each in _DEAD},
-        "bindings": {"kafka": {"topic": name, "topicConfiguration": {"retention.ms": -1}, **_KAFKA}},
+        "bindings": {"kafka": {"topic": name, "topicConfiguration": {"retention.ms": kept}, **_KAFKA}},
     }
+
+
+def _milliseconds(hours: int) -> int:
+    return hours * 3_600_000
 
 
 def _operations(topic: str, channel: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:

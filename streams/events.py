@@ -16,13 +16,19 @@ from infra.identity import Value, new_id
 from infra.llm.chat import Decoding, Message
 
 CONTENT_DOCUMENTS = "content.documents"
+LLM_INTAKE = "llm.intake"
 LLM_INTERACTIONS = "llm.interactions"
 LLM_EVALUATIONS = "llm.evaluations"
 LLM_FEEDBACK = "llm.feedback"
 OPS_ALERTS = "ops.alerts"
 OPS_RELEASES = "ops.releases"
-TOPICS = (CONTENT_DOCUMENTS, LLM_INTERACTIONS, LLM_EVALUATIONS, LLM_FEEDBACK, OPS_ALERTS, OPS_RELEASES)
+TOPICS = (CONTENT_DOCUMENTS, LLM_INTAKE, LLM_INTERACTIONS, LLM_EVALUATIONS, LLM_FEEDBACK, OPS_ALERTS, OPS_RELEASES)
 COMPACTED = frozenset({CONTENT_DOCUMENTS, OPS_RELEASES})
+UNMASKED = frozenset({LLM_INTAKE, f"{LLM_INTAKE}.dlq"})
+"""Topics with text as strangers sent it: restricted, and kept for `UNMASKED_HOURS` only."""
+UNMASKED_HOURS = 24
+INTAKE_TYPES = ("llm.interaction.recorded", "llm.feedback.given")
+"""What strangers may send to `llm.intake`; it goes on, masked, to the topic of its type."""
 
 EVALUATION_CHANNEL = "evaluation"
 """Channel of our own comparisons and replays: stored and judged, never watched as users' traffic."""

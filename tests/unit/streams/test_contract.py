@@ -13,7 +13,7 @@ from jsonschema import Draft7Validator
 
 from streams.codec import VERSIONS, versions_read
 from streams.contract import ASYNCAPI_FILE, CARRIES, asyncapi, documents, main, payload_schema, schema_file
-from streams.events import MODELS, TOPICS
+from streams.events import INTAKE_TYPES, LLM_INTAKE, MODELS, TOPICS
 
 DOCUMENTS = Path(__file__).parents[3] / "docs" / "contract"
 GOLDEN = sorted(FOLDER.iterdir())
@@ -104,7 +104,7 @@ def test_the_asyncapi_document_has_every_topic_with_its_dead_letters_and_every_m
     assert document["asyncapi"] == "3.0.0"
     assert set(CARRIES) == set(TOPICS)
     assert set(document["channels"]) == {*TOPICS, *(f"{topic}.dlq" for topic in TOPICS)}
-    carried = [name for topic in TOPICS for name in document["channels"][topic]["messages"]]
+    carried = [name for topic in TOPICS if topic != LLM_INTAKE for name in document["channels"][topic]["messages"]]
     assert sorted(carried) == sorted(f"{name}.{number}" for name in VERSIONS for number in versions_read(name))
     sent = document["operations"]["send.llm.interactions"]["messages"]
     assert [each["$ref"].rsplit("/", 1)[1] for each in sent] == ["llm.interaction.recorded.2"]
@@ -113,6 +113,16 @@ def test_the_asyncapi_document_has_every_topic_with_its_dead_letters_and_every_m
     for operation in document["operations"].values():
         place = operation["channel"]["$ref"]
         assert {each["$ref"].rsplit("/messages/", 1)[0] for each in operation["messages"]} == {place}
+
+
+def test_strangers_may_send_interactions_and_feedback_to_the_intake_which_keeps_them_for_hours():
+    document = asyncapi()
+    taken = [f"{name}.{number}" for name in INTAKE_TYPES for number in versions_read(name)]
+    assert list(document["channels"][LLM_INTAKE]["messages"]) == taken
+    for topic in (LLM_INTAKE, f"{LLM_INTAKE}.dlq"):
+        channel = document["channels"][topic]
+        assert 0 < channel["bindings"]["kafka"]["topicConfiguration"]["retention.ms"] <= 24 * 3_600_000
+        assert "estricted" in channel["description"]
 
 
 def test_the_headers_of_real_events_meet_the_asyncapi_document():

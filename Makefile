@@ -23,7 +23,7 @@ weights: $(INSTALLED) ## all model weights (1.8 GB, once per machine), ready to 
 	@$(BIN)/python -m infra.models fetch all
 	@$(BIN)/python -m infra.llm.weights qwen2.5-coder-0.5b-instruct
 
-demo: weights ## the whole loop on real text; about ten minutes the first time, under one after that
+demo: weights ## the whole loop on real text; eight minutes on two fast cores the first time, under one after that
 	@$(BIN)/quill demo $(ARGS)
 
 test: $(INSTALLED) ## every test; those that need the large weights run where the cache holds them

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, Table, and_, func, or_, select
+from sqlalchemy import Connection, Engine, Insert, Select, Table, and_, bindparam, exists, func, or_, select
 
 from infra.database import batches, insert_into, reading
 from infra.errors import InputError
 from store.means import MeanScore, Sampled, weighted_mean
-from store.tables import evaluations, feedback, interaction_tags, interactions
+from store.tables import PlainText, evaluations, feedback, interaction_tags, interactions
 from streams.codec import read_payload
 from streams.events import (
     Criterion,
@@ -33,24 +33,37 @@ class InteractionStore:
         self._engine = engine
 
     def put(self, event: Event) -> bool:
-        """Store an interaction, an evaluation or a feedback; False when it changed nothing.
+        """Store an interaction, an evaluation or a feedback; False when it changed nothing. See `put_many`."""
+        return self.put_many([event]) > 0
+
+    def put_many(self, events: Sequence[Event]) -> int:
+        """Store events in one transaction, all or none; the number of rows that were added or replaced.
 
         An interaction is stored once; the first event of an interaction id stays. Of one judge the newest score of
         a criterion stays, of one reviewer the newest feedback: by event time, then by event id, so any order of
-        arrival ends in the same state. Evaluations may arrive before their interaction. Raises `InputError` for
-        any other event.
+        arrival, in one batch or in several, ends in the same state. Evaluations may arrive before their
+        interaction. Raises `InputError` for any other event.
         """
-        with self._engine.begin() as connection:
+        said: list[tuple[Event, InteractionRecorded]] = []
+        judged: list[tuple[Event, EvaluationRecorded]] = []
+        rated: list[tuple[Event, FeedbackGiven]] = []
+        for event in events:
             match event.data:
                 case InteractionRecorded():
-                    return _put_interaction(connection, event, event.data)
+                    said.append((event, event.data))
                 case EvaluationRecorded():
-                    return _put_evaluation(connection, event, event.data)
+                    judged.append((event, event.data))
                 case FeedbackGiven():
-                    return _put_feedback(connection, event, event.data)
-        raise InputError(
-            "not an event of an interaction", seen=event.data.type, rule="interaction, evaluation or feedback"
-        )
+                    rated.append((event, event.data))
+                case other:
+                    rule = "interaction, evaluation or feedback"
+                    raise InputError("not an event of an interaction", seen=other.type, rule=rule)
+        with self._engine.begin() as connection:
+            return (
+                _put_interactions(connection, said)
+                + _put_newest(connection, evaluations, ("interaction_id", "judge", "criterion"), _scores(judged))
+                + _put_newest(connection, feedback, ("interaction_id", "rater"), _ratings(rated))
+            )
 
     def get(self, interaction_id: str) -> InteractionRecorded | None:
         """An interaction, or None."""
@@ -131,63 +144,95 @@ class InteractionStore:
         return [(row.time, read_payload(InteractionRecorded, row.payload)) for row in kept]
 
 
-def _put_interaction(connection: Connection, event: Event, interaction: InteractionRecorded) -> bool:
-    insert = insert_into(connection, interactions).values(
-        interaction_id=interaction.interaction_id,
-        event_id=event.id,
-        conversation_id=interaction.conversation_id,
-        time=event.time,
-        release_id=interaction.release.release_id if interaction.release else None,
-        channel=interaction.channel,
-        application=interaction.application,
-        finish_reason=interaction.finish_reason,
-        payload=interaction.model_dump_json(),
-    )
-    stored = insert.on_conflict_do_nothing().returning(interactions.c.interaction_id)
-    new = connection.execute(stored).first() is not None
+def _put_interactions(connection: Connection, said: Sequence[tuple[Event, InteractionRecorded]]) -> int:
+    rows: dict[str, dict[str, Any]] = {}
+    for event, interaction in said:
+        row = {
+            "interaction_id": interaction.interaction_id,
+            "event_id": event.id,
+            "conversation_id": interaction.conversation_id,
+            "time": event.time,
+            "release_id": interaction.release.release_id if interaction.release else None,
+            "channel": interaction.channel,
+            "application": interaction.application,
+            "finish_reason": interaction.finish_reason,
+            "payload": interaction.model_dump_json(),
+        }
+        rows.setdefault(interaction.interaction_id, row)
+    if not rows:
+        return 0
+    insert = insert_into(connection, interactions).on_conflict_do_nothing().returning(interactions.c.interaction_id)
+    stored = len(connection.execute(insert, _sorted(rows)).all())
     tags = [
-        {"interaction_id": interaction.interaction_id, "tag": tag, "value": value}
+        {"its_id": interaction.interaction_id, "its_event": event.id, "its_tag": tag, "its_value": value}
+        for event, interaction in said
         for tag, value in interaction.tags.items()
     ]
-    if new and tags:
-        connection.execute(interaction_tags.insert(), tags)
-    return new
+    if stored and tags:
+        connection.execute(_insert_tags(connection), tags)
+    return stored
 
 
-def _put_evaluation(connection: Connection, event: Event, evaluation: EvaluationRecorded) -> bool:
-    shared = evaluation.model_dump(
-        include={"interaction_id", "judge", "judge_model", "same_model_as_writer", "sampled_with", "latency_ms"}
+def _insert_tags(connection: Connection) -> Insert:
+    """Adds a tag unless another event's interaction is stored under the id."""
+    given = select(
+        bindparam("its_id", type_=PlainText),
+        bindparam("its_tag", type_=PlainText),
+        bindparam("its_value", type_=PlainText),
     )
-    changed = False
-    for score in evaluation.scores:
-        values = shared | {
-            "criterion": score.criterion,
-            "score": score.score if isinstance(score, Verdict) else None,
-            "words": score.justification if isinstance(score, Verdict) else score.reason,
+    stored = given.where(
+        exists().where(
+            interactions.c.interaction_id == bindparam("its_id"), interactions.c.event_id == bindparam("its_event")
+        )
+    )
+    insert = insert_into(connection, interaction_tags)
+    return insert.from_select(["interaction_id", "tag", "value"], stored).on_conflict_do_nothing()
+
+
+def _scores(judged: Iterable[tuple[Event, EvaluationRecorded]]) -> Iterator[dict[str, Any]]:
+    shared = {"interaction_id", "judge", "judge_model", "same_model_as_writer", "sampled_with", "latency_ms"}
+    for event, evaluation in judged:
+        for score in evaluation.scores:
+            yield evaluation.model_dump(include=shared) | {
+                "criterion": score.criterion,
+                "score": score.score if isinstance(score, Verdict) else None,
+                "words": score.justification if isinstance(score, Verdict) else score.reason,
+                "event_id": event.id,
+                "time": event.time,
+            }
+
+
+def _ratings(rated: Iterable[tuple[Event, FeedbackGiven]]) -> Iterator[dict[str, Any]]:
+    for event, given in rated:
+        yield {
+            "interaction_id": given.interaction_id,
+            "rater": given.reviewer or event.id,
+            "payload": given.model_dump_json(),
+            "event_id": event.id,
+            "time": event.time,
         }
-        changed |= _put_newest(connection, evaluations, ("interaction_id", "judge", "criterion"), event, values)
-    return changed
 
 
-def _put_feedback(connection: Connection, event: Event, given: FeedbackGiven) -> bool:
-    values = {
-        "interaction_id": given.interaction_id,
-        "rater": given.reviewer or event.id,
-        "payload": given.model_dump_json(),
-    }
-    return _put_newest(connection, feedback, ("interaction_id", "rater"), event, values)
-
-
-def _put_newest(
-    connection: Connection, table: Table, key: Sequence[str], event: Event, values: Mapping[str, Any]
-) -> bool:
-    values = {**values, "event_id": event.id, "time": event.time}
-    insert = insert_into(connection, table).values(**values)
+def _put_newest(connection: Connection, table: Table, key: Sequence[str], rows: Iterable[dict[str, Any]]) -> int:
+    newest: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in rows:
+        # PostgreSQL refuses a statement that touches one row twice.
+        name = tuple(row[column] for column in key)
+        if name not in newest or (row["time"], row["event_id"]) > (newest[name]["time"], newest[name]["event_id"]):
+            newest[name] = row
+    if not newest:
+        return 0
+    insert = insert_into(connection, table)
     new = insert.excluded
     newer = or_(new.time > table.c.time, and_(new.time == table.c.time, new.event_id > table.c.event_id))
-    changes = {name: value for name, value in values.items() if name not in key}
-    stored = insert.on_conflict_do_update(index_elements=key, set_=changes, where=newer).returning(table.c.event_id)
-    return connection.execute(stored).first() is not None
+    changes = {column.name: new[column.name] for column in table.columns if column.name not in key}
+    upsert = insert.on_conflict_do_update(index_elements=key, set_=changes, where=newer).returning(table.c.event_id)
+    return len(connection.execute(upsert, _sorted(newest)).all())
+
+
+def _sorted(rows: Mapping[Any, dict[str, Any]]) -> list[dict[str, Any]]:
+    """By their keys, so that two processes that write the same rows wait for each other and do not deadlock."""
+    return [rows[name] for name in sorted(rows)]
 
 
 def _selections(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from infra.database import batches
 from infra.errors import InputError
+from infra.settings import Settings
 from store.means import MeanScore
-from store.opening import Store
+from store.opening import Store, open_store
 from streams.events import (
     Criterion,
     DocumentDeleted,
@@ -206,3 +210,81 @@ def test_a_judge_that_judged_nothing_has_no_mean(store: Store) -> None:
         MeanScore(judge="local@1", criterion="relevance", mean=None, low=None, high=None, judged=0, unscored=1, total=1)
     ]
     assert store.interactions.means(ids=[]) == []
+
+
+def given(number: int, *, event_id: str, minutes: float, reviewer: str = "ada") -> Event:
+    data = FeedbackGiven(interaction_id=f"i{number}", reviewer=reviewer, comment=event_id)
+    return Event(id=event_id, time=START + timedelta(minutes=minutes), data=data)
+
+
+def mixed() -> list[Event]:
+    """Events of every kind, with repeats, rivals for one row, and older ones after newer ones."""
+    events: list[Event] = []
+    for number in range(30):
+        tags = {"topic": f"t{number % 4}", "late": ""} if number % 2 else {}
+        events += [
+            interaction(number, tags=tags),
+            evaluation(number, verdict(2), verdict(4, "coherence"), minutes=2, event_id=f"v2-{number}"),
+            evaluation(number, verdict(5), minutes=1, event_id=f"v1-{number}"),
+            given(number, event_id=f"f1-{number}", minutes=1),
+            given(number, event_id=f"f2-{number}", minutes=2),
+            given(number, event_id=f"f0-{number}", minutes=0, reviewer=""),
+            interaction(number, tags=tags),
+            interaction(number, event_id=f"rival-{number}", tags={"rival": "yes"}, response="rival"),
+        ]
+    return events
+
+
+def contents(store: Store) -> tuple[Any, ...]:
+    ids = [f"i{number}" for number in range(30)]
+    interactions = store.interactions
+    wanted = [{"topic": "t1"}, {"topic": "t3"}, {"late": ""}, {"rival": "yes"}]
+    tagged = [[found.interaction_id for _, found in interactions.list(tags=tags)] for tags in wanted]
+    return interactions.list(), interactions.evaluations(ids), interactions.feedback(ids), tagged, interactions.means()
+
+
+def test_a_batch_ends_in_the_same_state_as_its_events_one_by_one(store: Store) -> None:
+    events = mixed()
+    assert store.interactions.put_many(events) == 30 + 60 + 60
+    together = contents(store)
+    assert [len(part) for part in together[:3]] == [30, 30, 60]
+    assert [len(part) for part in together[3]] == [8, 7, 15, 0]
+    assert store.interactions.put_many(events[::-1]) == 0
+    for event in events:
+        assert not store.interactions.put(event)
+    assert contents(store) == together
+
+
+def test_events_in_any_split_end_in_the_state_of_one_batch(store: Store, tmp_path: Path) -> None:
+    other = open_store(Settings(home=tmp_path / "other"))
+    events = mixed()
+    other.interactions.put_many(events)
+    for start in range(0, len(events), 7):
+        store.interactions.put_many(events[start : start + 7])
+    assert contents(store) == contents(other)
+    other.close()
+
+
+def test_a_batch_is_all_or_nothing(store: Store) -> None:
+    strange = Event(data=DocumentDeleted(document_id="a", source="a"))
+    with pytest.raises(InputError, match=r"content\.document\.deleted"):
+        store.interactions.put_many([interaction(1), evaluation(1, verdict(3)), strange])
+    assert store.interactions.count() == 0
+    assert store.interactions.evaluations(["i1"]) == []
+    assert store.interactions.put_many([]) == 0
+
+
+def test_two_writers_of_the_same_events_store_each_once(store: Store, store_settings: Settings) -> None:
+    """As a member that was paused does beside the one that took its work over."""
+    other = open_store(store_settings)
+    events = [interaction(number, tags={"n": str(number)}) for number in range(400)]
+    orders = [events, events[::-1]]
+    with ThreadPoolExecutor(2) as pool:
+        writers = [
+            pool.submit(lambda one, order: [one.interactions.put_many(batch) for batch in batches(order, 50)], *each)
+            for each in zip((store, other), orders, strict=True)
+        ]
+        assert sum(sum(writer.result()) for writer in writers) == 400
+    assert store.interactions.count() == 400
+    assert len(store.interactions.list(tags={"n": "7"})) == 1
+    other.close()

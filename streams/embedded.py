@@ -59,28 +59,7 @@ class EmbeddedLog:
         if not records:
             return []
         with self._file.writing() as connection:
-            tails = _tails(connection, topic) or self._create(connection, topic)
-            now = clock.time_ns() // 1000
-            # Times never fall inside a partition, or reading from a time would skip what came after a clock step.
-            times = {number: max(now, last) for number, (_, _, last) in tails.items()}
-            ends = {number: end for number, (_, end, _) in tails.items()}
-            places: list[tuple[int, int]] = []
-            for record in records:
-                number = partition_of(record.key, len(tails))
-                places.append((number, ends[number]))
-                ends[number] += 1
-            connection.executemany(
-                "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (tails[number][0], offset, times[number], record.key, headers_to_json(record.headers), record.value)
-                    for (number, offset), record in zip(places, records, strict=True)
-                ],
-            )
-            connection.executemany(
-                "UPDATE partitions SET next_offset = ?, last_time = ? WHERE id = ?",
-                [(ends[number], times[number], tails[number][0]) for number in {number for number, _ in places}],
-            )
-        return places
+            return self._append(connection, topic, records)
 
     def read(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> list[StoredRecord]:
         """See `EventLog`."""
@@ -125,6 +104,7 @@ class EmbeddedLog:
             self._file,
             group,
             topics,
+            append=self._append,
             session_timeout=self._session_timeout,
             max_poll_interval=self._max_poll_interval,
         )
@@ -134,6 +114,31 @@ class EmbeddedLog:
     def close(self) -> None:
         """See `EventLog`."""
         self._file.close()
+
+    def _append(self, connection: sqlite3.Connection, topic: str, records: Sequence[Record]) -> list[tuple[int, int]]:
+        """`append` inside a write transaction."""
+        tails = _tails(connection, topic) or self._create(connection, topic)
+        now = clock.time_ns() // 1000
+        # Times never fall inside a partition, or reading from a time would skip what came after a clock step.
+        times = {number: max(now, last) for number, (_, _, last) in tails.items()}
+        ends = {number: end for number, (_, end, _) in tails.items()}
+        places: list[tuple[int, int]] = []
+        for record in records:
+            number = partition_of(record.key, len(tails))
+            places.append((number, ends[number]))
+            ends[number] += 1
+        connection.executemany(
+            "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (tails[number][0], offset, times[number], record.key, headers_to_json(record.headers), record.value)
+                for (number, offset), record in zip(places, records, strict=True)
+            ],
+        )
+        connection.executemany(
+            "UPDATE partitions SET next_offset = ?, last_time = ? WHERE id = ?",
+            [(ends[number], times[number], tails[number][0]) for number in {number for number, _ in places}],
+        )
+        return places
 
     def _create(self, connection: sqlite3.Connection, topic: str) -> dict[int, tuple[int, int, int]]:
         if not _tails(connection, topic):

@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -22,7 +22,7 @@ from typing import Self
 from infra.errors import QuillError
 from infra.identity import new_id
 from streams.embedded_records import fetch
-from streams.log import LostPartition, StoredRecord
+from streams.log import LostPartition, Record, StoredRecord, check_appendable
 from streams.sqlite import SqliteFile
 
 POLL_SECONDS = 0.02
@@ -62,6 +62,7 @@ class EmbeddedReader:
         group: str,
         topics: Sequence[str],
         *,
+        append: Callable[[sqlite3.Connection, str, Sequence[Record]], object],
         session_timeout: float,
         max_poll_interval: float,
     ) -> None:
@@ -69,6 +70,7 @@ class EmbeddedReader:
         self._file = file
         self._group = group
         self._topics = sorted(set(topics))
+        self._append = append
         self._session_timeout = session_timeout
         self._max_poll_interval = max_poll_interval
         self._claims: dict[tuple[str, int], _Claim] = {}
@@ -103,21 +105,25 @@ class EmbeddedReader:
     def commit(self, next_offsets: Mapping[tuple[str, int], int]) -> None:
         """See `GroupReader`."""
         with self._file.writing() as connection:
-            for name, offset in next_offsets.items():
-                claim = self._claims.get(name)
-                values = (offset, self._group, claim and claim.key, self.member, claim and claim.generation)
-                moved = connection.execute(
-                    "UPDATE positions SET next_offset = ?"
-                    " WHERE consumer_group = ? AND partition = ? AND member = ? AND generation = ?",
-                    values,
-                )
-                if moved.rowcount == 0:
-                    self._claims.pop(name, None)
-                    raise LostPartition(
-                        "this member no longer owns the partition",
-                        seen=f"{name[0]}/{name[1]} in group {self._group}",
-                        rule="what was not committed is handled by its new owner",
-                    )
+            self._move(connection, next_offsets)
+
+    def publish(self, outputs: Sequence[tuple[str, Record]], next_offsets: Mapping[tuple[str, int], int]) -> None:
+        """See `GroupReader`. The file is the same for both, so one transaction of it does both."""
+        records: dict[str, list[Record]] = {}
+        for topic, record in outputs:
+            records.setdefault(topic, []).append(record)
+        for topic, its_records in records.items():
+            check_appendable(topic, its_records)
+        try:
+            with self._file.writing() as connection:
+                self._move(connection, next_offsets)
+                for topic, its_records in records.items():
+                    self._append(connection, topic, its_records)
+        except LostPartition:
+            # What is still ours is taken anew, from the committed offset: its records were not handled either.
+            for name in next_offsets:
+                self._claims.pop(name, None)
+            raise
 
     def assignment(self) -> set[tuple[str, int]]:
         """See `GroupReader`."""
@@ -142,6 +148,23 @@ class EmbeddedReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _move(self, connection: sqlite3.Connection, next_offsets: Mapping[tuple[str, int], int]) -> None:
+        for name, offset in next_offsets.items():
+            claim = self._claims.get(name)
+            values = (offset, self._group, claim and claim.key, self.member, claim and claim.generation)
+            moved = connection.execute(
+                "UPDATE positions SET next_offset = ?"
+                " WHERE consumer_group = ? AND partition = ? AND member = ? AND generation = ?",
+                values,
+            )
+            if moved.rowcount == 0:
+                self._claims.pop(name, None)
+                raise LostPartition(
+                    "this member no longer owns the partition",
+                    seen=f"{name[0]}/{name[1]} in group {self._group}",
+                    rule="what was not committed is handled by its new owner",
+                )
 
     def heartbeat(self) -> None:
         """Say that this member lives, unless its owner has not polled for too long. Called in the background."""

@@ -15,14 +15,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import Protocol, Self
 
-from pydantic import Field
-
 from infra.errors import InputError, QuillError
-from infra.identity import Value
 
 MAX_RECORD_BYTES = 16 << 20
 MAX_REASON_BYTES = 16 << 10
@@ -39,21 +37,32 @@ class LostPartition(QuillError):
     """The group gave this partition to another member; what was not committed will be handled there."""
 
 
-class Record(Value):
+# Not pydantic values: one is made for each event that passes, and validating it would cost more than reading it.
+@dataclass(frozen=True, slots=True)
+class Record:
     """What is appended."""
 
-    key: str = Field(description="Partition key.")
-    value: bytes = Field(description="Encoded event, or raw bytes in a dead-letter topic.")
-    headers: tuple[tuple[str, bytes], ...] = Field((), description="CloudEvents attributes in binary mode.")
+    key: str
+    """Partition key."""
+    value: bytes
+    """Encoded event, or raw bytes in a dead-letter topic."""
+    headers: tuple[tuple[str, bytes], ...] = ()
+    """CloudEvents attributes in binary mode."""
 
 
+@dataclass(frozen=True, slots=True)
 class StoredRecord(Record):
     """What is read back."""
 
-    topic: str = Field(description="Topic.")
-    partition: int = Field(ge=0, description="Partition.")
-    offset: int = Field(ge=0, description="Position in the partition.")
-    time: datetime = Field(description="When the log took it, UTC.")
+    headers: tuple[tuple[str, bytes], ...]
+    topic: str
+    """Topic."""
+    partition: int
+    """Partition, ≥ 0."""
+    offset: int
+    """Position in the partition, ≥ 0."""
+    time: datetime
+    """When the log took it, UTC."""
 
 
 class GroupReader(Protocol):
@@ -71,6 +80,15 @@ class GroupReader(Protocol):
         """Record (topic, partition) -> next offset to read.
 
         Raises `LostPartition`, and records nothing, when one of them belongs to another member by now.
+        """
+        ...
+
+    def publish(self, outputs: Sequence[tuple[str, Record]], next_offsets: Mapping[tuple[str, int], int]) -> None:
+        """Append the outputs (topic, record) and commit the offsets: both, or neither. Missing topics are created.
+
+        Raises `LostPartition` as `commit` does, `InputError` as `append` does, and `Unavailable`, after which it is
+        not known whether it was done: called again with the same arguments, it is not done twice. After
+        `LostPartition` nothing was done; drop what was polled, because it comes again, here or at its new owner.
         """
         ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,11 +77,11 @@ def test_a_letter_says_where_it_came_from_and_why(log: EventLog, topic: str):
 
 def test_what_is_replayed_comes_back_byte_for_byte_and_is_noted(log: EventLog, topic: str):
     for number in range(3):
-        bury(log, topic, RECORD.model_copy(update={"key": f"k{number}"}))
+        bury(log, topic, replace(RECORD, key=f"k{number}"))
     first, second, third = dead_letters(log, topic)
     partition, offset = replay(log, second)
     (again,) = log.read(topic, partition, offset, limit=1)
-    assert plain(again) == RECORD.model_copy(update={"key": second.key})
+    assert plain(again) == replace(RECORD, key=second.key)
     noted = {letter.id: letter.replayed_at for letter in dead_letters(log, topic)}
     assert set(noted) == {first.id, second.id, third.id}
     assert noted[first.id] is None

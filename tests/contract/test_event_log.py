@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import textwrap
@@ -62,6 +63,8 @@ class EventLogSuite:
     """Inherited by each backend. `open_log` opens it; `opening` is the same as source text for another process."""
 
     opening: str
+    killing: str
+    """Source text for another process: from here on it kills itself before its transaction ends, all else done."""
 
     @pytest.fixture
     def open_log(self) -> Callable[[], EventLog]:
@@ -91,7 +94,7 @@ class EventLogSuite:
         again.close()
         assert len(stored) == 3
         for place, each in zip(places, sent, strict=True):
-            assert Record(**stored[place].model_dump(include={"key", "value", "headers"})) == each
+            assert Record(stored[place].key, stored[place].value, stored[place].headers) == each
             assert abs(stored[place].time - datetime.now(UTC)) < timedelta(minutes=1)
 
     def test_topics_are_made_once_and_keep_their_partitions(self, log: EventLog, topic: str):
@@ -218,6 +221,86 @@ class EventLogSuite:
             with pytest.raises(LostPartition):
                 reader.commit({(topic + ".b", 0): 1})
 
+    def test_outputs_and_offsets_are_published_together(self, log: EventLog, topic: str):
+        log.append(topic, [record(f"k{index}", str(index)) for index in range(10)])
+        group, outputs = new_id(), (f"{topic}.a", f"{topic}.b")
+        with log.join(group, [topic]) as reader:
+            while lag(log, group, topic):
+                batch = reader.poll(timeout=1.0)
+                if batch:
+                    sent = [(name, Record(each.key, each.value.upper())) for each in batch for name in outputs]
+                    reader.publish(sent, {(each.topic, each.partition): each.offset + 1 for each in batch})
+            reader.publish([], {})
+        for name in outputs:
+            assert sorted(int(each.value) for each in everything(log, name)) == list(range(10))
+            assert {each.partition for each in everything(log, name)} == {
+                each.partition for each in everything(log, topic)
+            }
+        # What ends a transaction in the log counts as read too: the outputs' own readers come to the end.
+        with log.join(group, list(outputs)) as reader:
+            found = poll_until([reader], lambda: lag(log, group, outputs[0]) == lag(log, group, outputs[1]) == 0)
+        assert len(found) == 20
+
+    def test_a_refused_output_publishes_nothing(self, log: EventLog, topic: str):
+        log.append(topic, [record("k", "a")])
+        group = new_id()
+        with log.join(group, [topic]) as reader:
+            batch = poll_until([reader], lambda: bool(reader.assignment()), commit=False) or reader.poll(timeout=5)
+            offsets = {(topic, batch[0].partition): batch[0].offset + 1}
+            with pytest.raises(InputError, match="too long"):
+                reader.publish([(topic, record("k", "b")), (topic, Record("k", bytes(MAX_RECORD_BYTES + 1)))], offsets)
+            assert lag(log, group, topic) == 1
+            reader.publish([(topic, record("k", "b"))], offsets)
+        assert sorted(each.value for each in everything(log, topic)) == [b"a", b"b"]
+
+    def test_a_member_that_hung_cannot_publish_and_reads_what_it_keeps_again(self, log: EventLog, open_log, topic: str):
+        log.append(topic, [record(f"k{index}", str(index)) for index in range(30)])
+        group, output = new_id(), f"{topic}.out"
+        hung = log.join(group, [topic])
+        batch: list[StoredRecord] = []
+        while len(batch) < 30:
+            batch += hung.poll(timeout=0.5)
+        offsets = {(each.topic, each.partition): each.offset + 1 for each in batch}
+        with open_log().join(group, [topic]) as other:
+            # It takes over all or some of the partitions, while the first does nothing but hang.
+            poll_until([other], lambda: bool(other.assignment()), commit=False)
+            with pytest.raises(LostPartition, match="no longer owns"):
+                hung.publish([(output, record("k", "zombie"))], offsets)
+        assert everything(log, output) == []
+        # The other left without a commit: all that the zombie could not publish comes to it once more.
+        again = poll_until([hung], lambda: lag(log, group, topic) == 0)
+        hung.close()
+        assert sorted(int(each.value) for each in again) == list(range(30))
+
+    def test_a_kill_inside_a_transaction_leaves_neither_outputs_nor_offsets(self, log: EventLog, topic: str):
+        log.append(topic, [record("k", str(index)) for index in range(5)])
+        group, output = new_id(), f"{topic}.out"
+        log.ensure_topics([output])
+        body = f"""
+            from streams.log import Record
+            reader = log.join(sys.argv[1], [sys.argv[2]])
+            batch = []
+            while len(batch) < 5:
+                batch += reader.poll(timeout=0.5)
+            outputs = [(sys.argv[3], Record(each.key, each.value)) for each in batch]
+            offsets = {{(each.topic, each.partition): each.offset + 1 for each in batch}}
+            {self.killing}
+            reader.publish(outputs, offsets)
+        """
+        child = self.child(body, group, topic, output)
+        child.communicate(timeout=60)
+        assert child.returncode == -signal.SIGKILL
+        assert lag(log, group, topic) == 5
+        with log.join(group, [topic]) as reader:
+            batch = []
+            while len(batch) < 5:
+                batch += reader.poll(timeout=1.0)
+            assert everything(log, output) == []
+            sent = [(output, Record(each.key, each.value)) for each in batch]
+            reader.publish(sent, {(each.topic, each.partition): each.offset + 1 for each in batch})
+        assert [each.value for each in everything(log, output)] == [b"0", b"1", b"2", b"3", b"4"]
+        assert lag(log, group, topic) == 0
+
     def test_two_processes_append_at_once_without_loss_or_double_offsets(self, log: EventLog, topic: str):
         log.ensure_topics([topic])
         body = """
@@ -252,6 +335,11 @@ class EventLogSuite:
 
 
 class TestEmbeddedLog(EventLogSuite):
+    killing = (
+        "import os, signal; from streams.embedded import EmbeddedLog; append = log._append; "
+        "reader._append = lambda *each: (append(*each), os.kill(os.getpid(), signal.SIGKILL))"
+    )
+
     @pytest.fixture
     def open_log(self, tmp_path: Path) -> Callable[[], EventLog]:
         path = tmp_path / "log.db"
@@ -279,6 +367,11 @@ class TestEmbeddedLog(EventLogSuite):
 
 @pytest.mark.kafka
 class TestKafkaLog(EventLogSuite):
+    killing = (
+        "import os, signal; from kafka import KafkaProducer; "
+        "KafkaProducer.commit_transaction = lambda self: os.kill(os.getpid(), signal.SIGKILL)"
+    )
+
     @pytest.fixture
     def open_log(self, kafka_broker: KafkaBroker) -> Iterator[Callable[[], EventLog]]:
         from streams.kafka import KafkaLog

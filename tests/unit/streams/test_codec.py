@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -114,7 +115,7 @@ def test_the_attributes_are_those_of_cloudevents_in_binary_mode():
 
 
 def test_a_foreign_producer_may_leave_the_time_to_the_log_and_use_another_zone():
-    stored = StoredRecord(**record(ce_time=None).model_dump(), topic="t", partition=0, offset=0, time=TIME)
+    stored = StoredRecord(**asdict(record(ce_time=None)), topic="t", partition=0, offset=0, time=TIME)
     assert decode(stored).time == TIME
     elsewhere = TIME.astimezone(timezone(timedelta(hours=2)))
     assert decode(record(ce_time=elsewhere.isoformat())).time == TIME

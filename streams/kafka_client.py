@@ -1,0 +1,230 @@
+"""Clients of one Kafka cluster, and its errors as ours. The only file that imports the client library."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from kafka import (
+    ConsumerGroupMetadata,
+    KafkaAdminClient,
+    KafkaConsumer,
+    KafkaProducer,
+    OffsetAndMetadata,
+    TopicPartition,
+)
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import (
+    AuthorizationError,
+    CommitFailedError,
+    FencedInstanceIdError,
+    GroupIdNotFoundError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    RebalanceInProgressError,
+    RecordListTooLargeError,
+    RetriableError,
+    TopicAlreadyExistsError,
+    for_code,
+)
+from kafka.protocol.consumer import OffsetSpec
+
+from infra.errors import InputError, SettingsError, Unavailable
+from infra.settings import LogSettings
+from streams.log import MAX_RECORD_BYTES
+
+__all__ = [
+    "CommitFailedError",
+    "ConsumerGroupMetadata",
+    "FencedInstanceIdError",
+    "GroupIdNotFoundError",
+    "KafkaConsumer",
+    "KafkaError",
+    "KafkaProducer",
+    "OffsetAndMetadata",
+    "OffsetSpec",
+    "RebalanceInProgressError",
+    "TopicPartition",
+]
+
+REACH_SECONDS = 5.0
+DELIVERY_SECONDS = 10.0
+# A batch carries its own header, and a record that zstd cannot shrink keeps its length.
+MAX_BATCH_BYTES = MAX_RECORD_BYTES + (64 << 10)
+
+
+class Cluster:
+    """The cluster that the settings name. Connects at first use. Safe for threads and forks."""
+
+    def __init__(self, settings: LogSettings) -> None:
+        self._settings = settings
+        self._locks: dict[int, threading.RLock] = {}
+        self._clients: dict[tuple[int, str], Any] = {}
+
+    def lock(self) -> threading.RLock:
+        """Guards `reader`, which is for one thread at a time."""
+        # Keyed by process: another thread may have held the lock when the parent forked.
+        return self._locks.setdefault(os.getpid(), threading.RLock())
+
+    def reader(self) -> KafkaConsumer:
+        """A consumer without a group, shared by the process."""
+        return self._client("reader", lambda: KafkaConsumer(**self._reading()))
+
+    def producer(self) -> KafkaProducer:
+        """The idempotent producer of the process: a retry inside it never doubles a record."""
+        return self._client("producer", lambda: KafkaProducer(**self._writing()))
+
+    def transactional_producer(self, name: str, timeout: float) -> KafkaProducer:
+        """A new producer whose transactions the cluster ends by itself after `timeout` seconds.
+
+        A transaction that an earlier producer of this name left is completed or undone before this returns.
+        """
+        producer = KafkaProducer(**self._writing(), transactional_id=name, transaction_timeout_ms=int(timeout * 1000))
+        try:
+            producer.init_transactions()
+        except BaseException:
+            producer.close(timeout=0)
+            raise
+        return producer
+
+    def member(self, group: str, topics: Sequence[str], *, session_timeout: float, max_poll: float) -> KafkaConsumer:
+        """A new consumer in a group, with cooperative rebalancing: partitions that stay keep being read meanwhile."""
+        consumer = KafkaConsumer(
+            group_id=group,
+            enable_auto_commit=False,
+            session_timeout_ms=int(session_timeout * 1000),
+            heartbeat_interval_ms=int(session_timeout * 1000 / 4),
+            max_poll_interval_ms=int(max_poll * 1000),
+            partition_assignment_strategy=[CooperativeStickyAssignor],
+            **self._reading(),
+        )
+        # The member that hands out partitions must know them before it joins, or it may hand out none.
+        for topic in topics:
+            consumer.partitions_for_topic(topic)
+        consumer.subscribe(list(topics))
+        return consumer
+
+    def create(self, layouts: Mapping[str, dict[str, Any]]) -> None:
+        """Create the topics that are missing, and wait until they can be used."""
+        with self.reaching():
+            admin = self._admin()
+            created = admin.create_topics(dict(layouts), raise_errors=False)
+            for topic in created["topics"]:
+                error = for_code(topic["error_code"])
+                if topic["error_code"] and error is not TopicAlreadyExistsError:
+                    raise error(topic["error_message"])
+            admin.wait_for_topics(list(layouts), timeout_ms=int(REACH_SECONDS * 1000))
+
+    def ask(self, question: Callable[[KafkaAdminClient], Any]) -> Any:
+        """An answer of the cluster, asked again for a while: the coordinator of a first group is made on demand."""
+        deadline = time.monotonic() + REACH_SECONDS
+        with self.reaching():
+            while True:
+                try:
+                    return question(self._admin())
+                except RetriableError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.1)
+
+    def close(self) -> None:
+        """Close the shared clients of this process; they open again when they are used again."""
+        with self.lock():
+            for owner in [owner for owner in self._clients if owner[0] == os.getpid()]:
+                client = self._clients.pop(owner)
+                with suppress(KafkaError):
+                    client.close()
+
+    @contextmanager
+    def reaching(self) -> Iterator[None]:
+        """Turns errors of the client into ours."""
+        try:
+            yield
+        except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
+            raise InputError("the broker takes no record of this length", rule=str(error)) from error
+        except GroupIdNotFoundError:
+            raise
+        except (KafkaError, OSError) as error:
+            fix = "check the user's rights" if isinstance(error, AuthorizationError) else ""
+            raise Unavailable(
+                "Kafka does not answer" if not fix else "Kafka refused",
+                seen=self._settings.bootstrap_servers,
+                rule=str(error) or type(error).__name__,
+                fix=fix or "start the broker, or change log.bootstrap_servers",
+            ) from error
+
+    def _admin(self) -> KafkaAdminClient:
+        return self._client("admin", lambda: KafkaAdminClient(request_timeout_ms=5000, **self._connection()))
+
+    def _client(self, role: str, make: Callable[[], Any]) -> Any:
+        # Keyed by process: a child of a fork has the sockets of these clients, but not their threads.
+        owner = (os.getpid(), role)
+        with self.lock():
+            if owner not in self._clients:
+                self._clients[owner] = make()
+            return self._clients[owner]
+
+    def _writing(self) -> dict[str, Any]:
+        return self._connection() | {
+            "acks": "all",
+            "enable_idempotence": True,
+            "compression_type": "zstd",
+            "linger_ms": 5,
+            "batch_size": 256 << 10,
+            "max_request_size": MAX_BATCH_BYTES,
+            "max_block_ms": int(REACH_SECONDS * 1000),
+            "request_timeout_ms": 5000,
+            "delivery_timeout_ms": int(DELIVERY_SECONDS * 1000),
+            "allow_auto_create_topics": False,
+        }
+
+    def _reading(self) -> dict[str, Any]:
+        return self._connection() | {
+            "isolation_level": "read_committed",
+            "max_partition_fetch_bytes": 4 << 20,
+            "auto_offset_reset": "earliest",
+            "allow_auto_create_topics": False,
+            "request_timeout_ms": 10_000,
+        }
+
+    def _connection(self) -> dict[str, Any]:
+        """Options of every client; called before each connects, so it also finds out early that nobody is there."""
+        settings = self._settings
+        config: dict[str, Any] = {
+            "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
+            "client_id": "quillstream",
+            "security_protocol": settings.security_protocol,
+            "bootstrap_timeout_ms": int(REACH_SECONDS * 1000),
+            "reconnect_backoff_max_ms": 2000,
+        }
+        if settings.ssl_cafile:
+            config["ssl_cafile"] = settings.ssl_cafile
+        if settings.security_protocol.startswith("SASL"):
+            if not settings.sasl_mechanism or not settings.sasl_username:
+                rule = f"{settings.security_protocol} needs log.sasl_mechanism, log.sasl_username and log.sasl_password"
+                raise SettingsError("the Kafka login is not complete", rule=rule)
+            config["sasl_mechanism"] = settings.sasl_mechanism
+            config["sasl_plain_username"] = settings.sasl_username
+            config["sasl_plain_password"] = settings.sasl_password.get_secret_value()
+        _knock(config["bootstrap_servers"])
+        return config
+
+
+def _knock(servers: Sequence[str]) -> None:
+    """Raise the last error when no server takes a connection: the clients would try for longer and say less."""
+    last: OSError | None = None
+    for server in servers:
+        host, _, port = server.rpartition(":")
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS / len(servers)):
+                return
+        except ValueError:
+            raise SettingsError("not an address of a Kafka broker", seen=server, rule="host:port") from None
+        except OSError as error:
+            last = error
+    raise last or OSError("no server is named")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 class Value(BaseModel):
     """A frozen value: equal by content, no I/O, unknown fields refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A number that JSON does not know is written as what it is: silently turned to null it could not be refused.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 def canonical_json(value: Any) -> bytes:
@@ -56,11 +57,15 @@ def short(identity: str, digits: int = 12) -> str:
 def new_id() -> str:
     """A time-ordered unique id: UUID version 7 (RFC 9562, section 5.7) as 32 hex digits."""
     milliseconds = time.time_ns() // 1_000_000
-    tail = int.from_bytes(os.urandom(10), "big")
-    value = (milliseconds & ((1 << 48) - 1)) << 80 | tail
-    value = value & ~(0xF << 76) | 0x7 << 76
-    value = value & ~(0x3 << 62) | 0x2 << 62
-    return uuid.UUID(int=value).hex
+    tail = _RANDOM.getrandbits(74)
+    value = (milliseconds & ((1 << 48) - 1)) << 80 | 0x7 << 76 | tail >> 62 << 64 | 0x2 << 62 | tail & ((1 << 62) - 1)
+    return f"{value:032x}"
+
+
+# Seeded by the system, and apart from the generator that programs seed to repeat a run. Asking the system each time
+# would give other threads the interpreter in the middle of `emit`, which costs up to 5 ms to get back.
+_RANDOM = random.Random()
+os.register_at_fork(after_in_child=_RANDOM.seed)
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,15 @@ from pathlib import Path
 from infra.errors import CorruptArtifact, Unavailable
 
 BUSY_SECONDS = 30.0
+PAGE_BYTES = 8192
+"""Of new files. Records of 1 KB leave less of a page empty than in SQLite's own 4 KB."""
+_WAL_BYTES = 64 << 20
 
 
 class SqliteFile:
-    """Connections to one file, one per thread and process, opened at first use; the schema is made if missing.
+    """Connections to one file, one per thread and process, opened at first use.
 
+    The schema is run on a file that was made without it or with another one: all its statements say IF NOT EXISTS.
     Errors of SQLite come out as `Unavailable` (locked for 30 s, disk full, not writable) or `CorruptArtifact`.
     """
 
@@ -28,6 +33,7 @@ class SqliteFile:
         # Keyed by process too: SQLite forbids using a connection across fork, and closing one that was inherited
         # may drop the parent's locks. The child therefore leaves the parent's connections alone, referenced.
         self._connections: dict[tuple[int, int], sqlite3.Connection] = {}
+        self._turns: dict[int, threading.Lock] = {}
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -40,14 +46,14 @@ class SqliteFile:
         """A write transaction: on disk when the block is left, undone when it raises."""
         with self._clear_errors():
             connection = self._connection()
-            try:
-                # Deferred transactions that turn from reading to writing fail at once under two writers.
-                connection.execute("BEGIN IMMEDIATE")
-                yield connection
-                connection.commit()
-            except BaseException:
-                connection.rollback()
-                raise
+            with self._turn():
+                try:
+                    _begin(connection)
+                    yield connection
+                    connection.commit()
+                except BaseException:
+                    connection.rollback()
+                    raise
 
     def release(self) -> None:
         """Close the calling thread's connection; called by threads that end before the file is closed."""
@@ -59,6 +65,17 @@ class SqliteFile:
         """Close the connections of this process. The file may be used again afterwards."""
         for owner in [owner for owner in self._connections if owner[0] == os.getpid()]:
             self._connections.pop(owner).close()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        # Threads of a process wait for each other here instead of polling for SQLite's lock.
+        turn = self._turns.setdefault(os.getpid(), threading.Lock())
+        if not turn.acquire(timeout=BUSY_SECONDS):
+            raise sqlite3.OperationalError("database is locked by another thread of this process")
+        try:
+            yield
+        finally:
+            turn.release()
 
     def _connection(self) -> sqlite3.Connection:
         owner = (os.getpid(), threading.get_ident())
@@ -96,6 +113,9 @@ class SqliteFile:
 
 
 def _prepare(connection: sqlite3.Connection, schema: str) -> None:
+    # Both count for a file without tables only. Freed pages of older files are used again, but not returned.
+    connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
+    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -107,6 +127,24 @@ def _prepare(connection: sqlite3.Connection, schema: str) -> None:
                 raise
             time.sleep(0.02)
     connection.execute("PRAGMA synchronous=FULL")
-    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if not tables:
-        connection.executescript(f"BEGIN IMMEDIATE; {schema} COMMIT;")
+    connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES}")
+    version = zlib.crc32(schema.encode()) & 0x7FFFFFFF
+    if connection.execute("PRAGMA user_version").fetchone()[0] != version:
+        connection.executescript(f"BEGIN IMMEDIATE; {schema} PRAGMA user_version={version}; COMMIT;")
+
+
+def _begin(connection: sqlite3.Connection) -> None:
+    # Deferred transactions that turn from reading to writing fail at once under two writers.
+    deadline = time.monotonic() + BUSY_SECONDS
+    connection.execute("PRAGMA busy_timeout=1")
+    try:
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                # SQLite itself would look less and less often, and a process that writes on end would starve others.
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")

@@ -33,7 +33,9 @@ from store.opening import Store, open_store
 from store.releases import Release
 from streams.emitter import Emitter, Receipt
 from streams.events import CONTENT_DOCUMENTS, LLM_INTERACTIONS, TOPICS, Payload
+from streams.intake import Intake
 from streams.log import EventLog
+from streams.masking import open_masker
 from streams.opening import open_emitter, open_log
 from streams.protocols import Answer, Answerer, AnswerRequest, Retriever, SearchResult
 
@@ -45,12 +47,15 @@ class Rooms:
     """The rooms of one installation, each opened at first use, closed together; the `Platform` behind the API.
 
     `open()` opens everything and starts the consumers (`features`: the index is kept up to date here, `monitor`:
-    interactions are stored and judged here); without it only what is asked for is opened.
+    interactions are stored and judged here, `intake`: `llm.intake` is masked here); without it only what is asked for
+    is opened.
     """
 
-    def __init__(self, settings: Settings, *, features: bool = False, monitor: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, *, features: bool = False, monitor: bool = False, intake: bool = False
+    ) -> None:
         self.settings = settings
-        self._wanted = {"features": features, "monitor": monitor}
+        self._wanted = {"features": features, "monitor": monitor, "intake": intake}
         self._consumers: dict[str, Background] = {}
         self._stop = threading.Event()
         self._answerers: dict[str, Answerer] = {}
@@ -103,6 +108,7 @@ class Rooms:
             work: dict[str, Callable[[threading.Event], None]] = {
                 "features": self.pipeline.run,
                 "monitor": lambda stop: self._monitor().run(stop),
+                "intake": self._take_in,
             }
             for name, wanted in self._wanted.items():
                 if wanted:
@@ -219,6 +225,9 @@ class Rooms:
     def _monitor(self) -> Monitor:
         return open_monitor(self.settings, self.log, self.store, embedder=self.pipeline.embedder)
 
+    def _take_in(self, stop: threading.Event) -> None:
+        Intake(self.log, open_masker(self.settings.masking)).run(stop)
+
     @contextmanager
     def _in_flight(self) -> Iterator[None]:
         with self._idle:
@@ -247,9 +256,9 @@ class Rooms:
         return {"model": model, "server": "running" if server else "starts at the first request"}
 
 
-def create_app(settings: Settings, *, features: bool = True, monitor: bool = True) -> FastAPI:
+def create_app(settings: Settings, *, features: bool = True, monitor: bool = True, intake: bool = True) -> FastAPI:
     """The API of an installation. Opens nothing before the server starts; closes everything when it ends."""
-    return app_of(Rooms(settings, features=features, monitor=monitor))
+    return app_of(Rooms(settings, features=features, monitor=monitor, intake=intake))
 
 
 def app_of(rooms: Rooms) -> FastAPI:

@@ -31,6 +31,7 @@ def up(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = None,
     features: Annotated[bool, typer.Option(help="Keep the index up to date in this process.")] = True,
     monitor: Annotated[bool, typer.Option(help="Store and judge the stream in this process.")] = True,
+    intake: Annotated[bool, typer.Option(help="Mask what applications produce to llm.intake in this process.")] = True,
 ) -> None:
     """Serve the API on loopback: chat completions, search, writing, feedback; with the consumers beside it."""
     settings = load_settings(overrides={} if port is None else {"server.port": port})
@@ -38,7 +39,7 @@ def up(
     from serving.weights import fetch_missing
 
     fetch_missing(settings)
-    serve(settings, features=features, monitor=monitor, on_ready=_say_ready)
+    serve(settings, features=features, monitor=monitor, intake=intake, on_ready=_say_ready)
 
 
 def ingest(

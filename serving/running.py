@@ -20,7 +20,7 @@ GRACE_SECONDS = 10
 BACKLOG = 128
 
 
-def serve(settings: Settings, *, features: bool, monitor: bool, on_ready: Callable[[str], None]) -> None:
+def serve(settings: Settings, *, features: bool, monitor: bool, intake: bool, on_ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; `on_ready(url)` is called when requests are answered.
 
     Raises `Conflict` when the port is taken or a server of this installation runs already, and what opening the
@@ -33,7 +33,7 @@ def serve(settings: Settings, *, features: bool, monitor: bool, on_ready: Callab
         )
     with (
         _listening(settings.server.host, settings.server.port) as listener,
-        Rooms(settings, features=features, monitor=monitor) as rooms,
+        Rooms(settings, features=features, monitor=monitor, intake=intake) as rooms,
     ):
         rooms.open()
         host, port = listener.getsockname()[:2]

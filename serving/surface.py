@@ -90,7 +90,7 @@ class Health(Value):
     version: str = Field(description="Version of Quillstream.")
     pid: int = Field(description="Process that answers.")
     home: str = Field(description="The installation it serves.")
-    parts: dict[str, Part] = Field(description="log, store, index, llm, features, monitor.")
+    parts: dict[str, Part] = Field(description="log, store, index, llm, features, monitor, intake.")
 
 
 class IndexState(Value):

@@ -1,4 +1,4 @@
-"""`quill mask`."""
+"""`quill mask`, and `quill intake` beside it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import typer
 
 from infra.errors import InputError
 from infra.settings import load_settings
+from streams.intake_commands import intake_app
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of the streams to the umbrella command."""
     app.command("mask")(mask)
+    app.add_typer(intake_app, name="intake")
 
 
 def mask() -> None:

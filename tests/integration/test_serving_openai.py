@@ -138,7 +138,7 @@ def test_every_part_is_well_and_feedback_is_stored(here):
     before = httpx.get(f"{here.url}/healthz").json()
     assert before["status"] == "ok"
     assert {name: part["state"] for name, part in before["parts"].items()} == dict.fromkeys(
-        ("log", "store", "index", "llm", "features", "monitor"), "ok"
+        ("log", "store", "index", "llm", "features", "monitor", "intake"), "ok"
     )
     assert httpx.post(f"{here.url}/v1/feedback", json=rating).status_code == 202
     store = open_store(here.settings)

@@ -21,6 +21,8 @@ VERBS = {
     "doctor",
     "evaluate",
     "ingest",
+    "intake run",
+    "intake status",
     "judge",
     "mask",
     "monitor run",
@@ -49,7 +51,7 @@ PUBLIC = """
     Unscored Usage Verdict __version__ emit feedback load_settings open_emitter open_log prompts wrap
 """
 OPTIONS = {
-    "up": {"--port", "--features/--no-features", "--monitor/--no-monitor"},
+    "up": {"--port", "--features/--no-features", "--monitor/--no-monitor", "--intake/--no-intake"},
     "ingest": {"--no-wait", "--json"},
     "search": {"--limit", "--json"},
     "write": {"--stream", "--channel", "--json"},

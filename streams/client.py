@@ -65,7 +65,7 @@ def feedback(
 
 
 def wrap(client: T, *, application: str = APPLICATION) -> T:
-    """The same `openai.OpenAI` client, with each chat completion recorded under the application's name.
+    """The same `openai.OpenAI` or `AsyncOpenAI` client; each chat completion is recorded under the application's name.
 
     Raises `SettingsError` when the settings cannot be read; the client's calls never raise or wait for recording.
     """

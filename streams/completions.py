@@ -1,4 +1,4 @@
-"""A chat completion in OpenAI's form, seen from outside, as the interaction that is recorded.
+"""A chat or text completion in OpenAI's form, seen from outside, as the interaction that is recorded.
 
 The bodies come from applications and endpoints that we do not control: nothing here raises for a shape that it does
 not know; what cannot be read is left out.
@@ -28,20 +28,27 @@ CUT = "the stream ended without a finish reason"
 
 
 class ChatCall:
-    """One chat completion while it is under way. `request` is read at once; later changes to it are not seen."""
+    """One completion while it is under way. `request` is read at once; later changes to it are not seen.
 
-    def __init__(self, request: Mapping[str, Any], *, application: str) -> None:
+    `conversation` and `session` name them where the request's metadata (`conversation_id`, `session_id`) does not.
+    """
+
+    def __init__(
+        self, request: Mapping[str, Any], *, application: str, conversation: str = "", session: str = ""
+    ) -> None:
         self._application = application
         self._started = self._heard = time.perf_counter()
-        messages = [message_of(raw) for raw in listed(request.get("messages"))]
+        messages = [message_of(raw) for raw in listed(request.get("messages"))] or asked_of(request.get("prompt"))
         asked = max((place for place, one in enumerate(messages) if one.role == "user"), default=len(messages) - 1)
         self._prompt = messages[asked].content if messages else ""
         self._messages = tuple(one for place, one in enumerate(messages) if place != asked)
         self._tags = {name: plain(value) for name, value in mapped(request.get("metadata")).items() if plain(value)}
-        self._conversation = self._tags.pop("conversation_id", "") or plain(request.get("user"))
+        self._conversation = self._tags.pop("conversation_id", "") or conversation or plain(request.get("user"))
+        self._session = self._tags.pop("session_id", "") or session
         self._tags |= {"stream": "true"} if request.get("stream") is True else {}
         self._model = plain(request.get("model"))
         self._id = ""
+        self._name = ""
         self._usage = Usage()
         self._finish = ""
         self._text: list[str] = []
@@ -64,16 +71,28 @@ class ChatCall:
             if index == 0:
                 self._listen(choice)
 
+    @property
+    def named(self) -> bool:
+        """The endpoint has said an id, so `interaction_id` need not be one of ours."""
+        return bool(self._id)
+
+    @property
+    def interaction_id(self) -> str:
+        """The id under which it is recorded: the endpoint's where that is long enough, else one of ours. The first
+        look settles it."""
+        self._name = self._name or (self._id if len(self._id) >= SHORTEST_ID else new_id())
+        return self._name
+
     def recorded(self, *, error: str | None = None, cancelled: bool = False) -> InteractionRecorded:
         """The interaction as it ended. A call that ended neither well nor with `error` nor `cancelled` was cut."""
         if not (error or cancelled or self._finish):
             error = CUT
         if error or cancelled:
             self._heard = time.perf_counter()
-        interaction_id = self._id if len(self._id) >= SHORTEST_ID else new_id()
         return InteractionRecorded(
-            interaction_id=interaction_id,
-            conversation_id=self._conversation or interaction_id,
+            interaction_id=self.interaction_id,
+            conversation_id=self._conversation or self.interaction_id,
+            session_id=self._session or None,
             application=self._application,
             prompt=self._prompt,
             messages=self._messages,
@@ -88,7 +107,7 @@ class ChatCall:
 
     def _listen(self, choice: Mapping[str, Any]) -> None:
         said = mapped(choice.get("message")) or mapped(choice.get("delta"))
-        self._text.append(content_text(said.get("content")))
+        self._text.append(content_text(said.get("content")) or plain(choice.get("text")))
         self._refusal.append(plain(said.get("refusal")))
         for place, call in enumerate(map(mapped, listed(said.get("tool_calls")))):
             index = counted(call.get("index")) if "index" in call else place
@@ -129,6 +148,12 @@ def message_of(raw: Any) -> Message:
     texts = [tool_call_text(plain(call.get("name")), plain(call.get("arguments"))) for call in calls]
     content = "\n".join(part for part in (content_text(said.get("content")), *texts) if part)
     return Message(role=ROLES.get(plain(said.get("role")), "user"), content=content)
+
+
+def asked_of(prompt: Any) -> list[Message]:
+    """The prompt of a text completion as a user's message; of several the first, none of token numbers."""
+    texts = [plain(prompt), *(plain(one) for one in listed(prompt))]
+    return [Message(role="user", content=text) for text in texts if text][:1]
 
 
 def content_text(content: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from functools import update_wrapper
 from typing import Any, Protocol, TypeVar
 
@@ -28,8 +28,9 @@ class Recorder(Protocol):
 def wrap_client(client: T, emitter: Recorder, application: str) -> T:
     """The same client; each `chat.completions.create` and `.parse` is recorded, also of its copies. Twice is once.
 
-    Streamed calls are recorded when they end: whole, cut by an error, or cancelled when closed or dropped before the
-    end. Bodies read through `with_streaming_response` are the caller's alone and are not recorded.
+    Clients that wait and clients that are awaited alike. Streamed calls are recorded when they end: whole, cut by an
+    error, or cancelled when closed or dropped before the end, or when the task that reads them is. Bodies read through
+    `with_streaming_response` are the caller's alone and are not recorded.
     """
     it: Any = client
     completions = it.chat.completions
@@ -62,8 +63,19 @@ class RecordedCall:
         except BaseException as error:
             recording.end(error)
             raise
+        if isinstance(result, Awaitable):
+            return self._awaited(result, recording, kwargs)
         recording.attach(result, kwargs)
         return result
+
+    async def _awaited(self, result: Awaitable[Any], recording: Recording, request: Mapping[str, Any]) -> Any:
+        try:
+            answer = await result
+        except BaseException as error:
+            recording.end(error)
+            raise
+        recording.attach(answer, request)
+        return answer
 
 
 class Recording:
@@ -85,7 +97,7 @@ class Recording:
         try:
             answer = result.parse() if raw else result  # what it parses it keeps: the caller gets the same object
             if request.get("stream") is True:
-                Listening.on(answer, self)
+                listen(answer, self)
             else:
                 self.hear(answer)
                 self.end()
@@ -101,7 +113,7 @@ class Recording:
             _not_recorded(error)
 
     def end(self, error: BaseException | None = None, *, cancelled: bool = False) -> None:
-        """Put it on the stream. An interrupt cancels; any other exception is the call's error."""
+        """Put it on the stream. An interrupt or a cancelled task cancels; any other exception is the call's error."""
         call, self._call = self._call, None
         if call is None:
             return
@@ -113,27 +125,33 @@ class Recording:
             _not_recorded(problem)
 
 
+def listen(stream: Any, recording: Recording) -> None:
+    """Hear the chunks of a stream of the client, which stays the object that it is."""
+    chunks, close = stream._iterator, stream.close
+
+    def closed() -> None:
+        try:
+            close()
+        finally:
+            recording.end(cancelled=True)
+
+    async def closed_later() -> None:
+        try:
+            await close()
+        finally:
+            recording.end(cancelled=True)
+
+    awaited = isinstance(chunks, AsyncIterator)
+    stream._iterator = ListeningLater(chunks, recording) if awaited else Listening(chunks, recording)
+    stream.close = closed_later if awaited else closed
+
+
 class Listening:
-    """The chunks of a stream as they pass; put in the place of the stream's own iterator."""
+    """The chunks of a stream as they pass; stands in the place of the stream's own iterator."""
 
     def __init__(self, chunks: Iterator[Any], recording: Recording) -> None:
         self._chunks = chunks
         self._recording = recording
-
-    @classmethod
-    def on(cls, stream: Any, recording: Recording) -> None:
-        """Listen to a stream of the client, which stays the object that it is."""
-        listening = cls(stream._iterator, recording)
-        close = stream.close
-
-        def closed() -> None:
-            try:
-                close()
-            finally:
-                recording.end(cancelled=True)
-
-        stream._iterator = listening
-        stream.close = closed
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -142,6 +160,32 @@ class Listening:
         try:
             chunk = next(self._chunks)
         except StopIteration:
+            self._recording.end()
+            raise
+        except BaseException as error:
+            self._recording.end(error)
+            raise
+        self._recording.hear(chunk)
+        return chunk
+
+    def __del__(self) -> None:
+        self._recording.end(cancelled=True)
+
+
+class ListeningLater:
+    """`Listening` for a stream that is awaited."""
+
+    def __init__(self, chunks: AsyncIterator[Any], recording: Recording) -> None:
+        self._chunks = chunks
+        self._recording = recording
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            chunk = await anext(self._chunks)
+        except StopAsyncIteration:
             self._recording.end()
             raise
         except BaseException as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -16,7 +17,7 @@ TOOL = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arg
 
 class ChatUpstream:
     """Models: `ok`, `length`, `tools`, `refuse` (429), `cut` (ends without a finish reason), `held` (waits for
-    `release` after the first word)."""
+    `release` after the first word), `asleep` (waits for it before its answer)."""
 
     def __init__(self) -> None:
         self.received: list[tuple[str, dict[str, str], bytes]] = []
@@ -60,10 +61,15 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(body)
         if request["model"] == "refuse":
             self.whole(429, {"error": {"message": "slow down", "type": "rate_limit", "code": "rate"}})
+        elif self.path.endswith("/embeddings"):
+            data = [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}]
+            self.whole(200, {"object": "list", "data": data, "model": request["model"], "usage": USAGE})
         elif request.get("stream"):
-            self.streamed(request["model"])
+            self.streamed(events(request["model"], text=self.path.endswith("/v1/completions")), request["model"])
         else:
-            self.whole(200, completion(request["model"]))
+            if request["model"] == "asleep":
+                self.server.upstream.release.wait(30)
+            self.whole(200, completion(request["model"], text=self.path.endswith("/v1/completions")))
 
     def whole(self, status: int, body: dict[str, Any]) -> None:
         content = json.dumps(body).encode()
@@ -73,13 +79,14 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.send_header("X-Request-Id", "req_1")
         self.end_headers()
-        self.wfile.write(content)
+        with suppress(OSError):
+            self.wfile.write(content)
 
-    def streamed(self, model: str) -> None:
+    def streamed(self, lines: list[bytes], model: str) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        for number, line in enumerate(events(model)):
+        for number, line in enumerate(lines):
             try:
                 self.wfile.write(line)
                 self.wfile.flush()
@@ -90,7 +97,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.upstream.release.wait(30)
 
 
-def completion(model: str) -> dict[str, Any]:
+def completion(model: str, *, text: bool = False) -> dict[str, Any]:
+    if text:
+        said = {"index": 0, "text": "".join(WORDS), "finish_reason": "stop"}
+        return {"id": ID, "object": "text_completion", "created": 1, "model": model, "choices": [said], "usage": USAGE}
     message: dict[str, Any] = {"role": "assistant", "content": "".join(WORDS)}
     if model == "tools":
         message = {"role": "assistant", "content": None, "tool_calls": [TOOL]}
@@ -99,7 +109,13 @@ def completion(model: str) -> dict[str, Any]:
     return {"id": ID, "object": "chat.completion", "created": 1, "model": model, "choices": [choice], "usage": USAGE}
 
 
-def events(model: str) -> list[bytes]:
+def events(model: str, *, text: bool = False) -> list[bytes]:
+    if text:
+        head = {"id": ID, "object": "text_completion", "created": 1, "model": model}
+        pieces = [{"index": 0, "text": word, "finish_reason": None} for word in WORDS]
+        pieces.append({"index": 0, "text": "", "finish_reason": "stop"})
+        lines = [b"data: " + json.dumps({**head, "choices": [piece]}).encode() + b"\n\n" for piece in pieces]
+        return [*lines, b"data: [DONE]\n\n"]
     head = {"id": ID, "object": "chat.completion.chunk", "created": 1, "model": model}
     deltas: list[dict[str, Any]] = [{"content": word} for word in WORDS]
     if model == "tools":

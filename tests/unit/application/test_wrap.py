@@ -8,33 +8,16 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from chat_upstream import ID, TOOL, WORDS, ChatUpstream
+from chat_upstream import ID, TOOL, WORDS
 
 import quillstream
-from streams import client as client_module
-from streams.codec import decode
-from streams.events import LLM_FEEDBACK, LLM_INTERACTIONS, FeedbackGiven, InteractionRecorded
-from streams.opening import open_log
+from streams.events import LLM_FEEDBACK, FeedbackGiven, InteractionRecorded
 
 ASK = [{"role": "user", "content": "What does LoRA train?"}]
 TEXT = "".join(WORDS)
 
 
-@pytest.fixture(autouse=True)
-def home(settings, monkeypatch) -> Iterator[None]:
-    monkeypatch.setenv("QUILL_HOME", str(settings.home))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.chdir(settings.home.parent)
-    client_module._opened.cache_clear()
-    yield
-    client_module._opened.cache_clear()
-
-
-@pytest.fixture
-def upstream() -> Iterator[ChatUpstream]:
-    opened = ChatUpstream()
-    yield opened
-    opened.close()
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
@@ -42,19 +25,6 @@ def client(upstream) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=upstream.url, api_key="none", max_retries=0) as opened:
         assert quillstream.wrap(opened, application="blog") is opened
         yield opened
-
-
-@pytest.fixture
-def recorded(settings):
-    def read(topic: str = LLM_INTERACTIONS) -> list:
-        assert client_module._opened("blog").flush(10)
-        assert client_module._opened("application").flush(10)
-        log = open_log(settings)
-        found = [decode(one) for place in log.end_offsets(topic) for one in log.read(topic, place, 0)]
-        log.close()
-        return [event.data for event in sorted(found, key=lambda event: event.time)]
-
-    return read
 
 
 def ask(client, model: str = "ok", **fields):

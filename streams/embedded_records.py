@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from streams.log import StoredRecord
 
@@ -38,29 +39,41 @@ def fetch(
         (key, offset, limit),
     )
     records: list[StoredRecord] = []
+    taken, moment = -1, EPOCH
     for position, time, record_key, headers, value in rows:
-        record = StoredRecord(
-            key=record_key,
-            value=value,
-            headers=headers_from_json(headers),
-            topic=topic,
-            partition=number,
-            offset=position,
-            time=EPOCH + timedelta(microseconds=time),
-        )
-        records.append(record)
+        if time != taken:  # records that were appended together share it
+            taken, moment = time, EPOCH + timedelta(microseconds=time)
+        records.append(StoredRecord(record_key, value, unpack_headers(headers), topic, number, position, moment))
         size -= len(value)
         if size <= 0:
             break
     return records
 
 
-def headers_to_json(headers: Sequence[tuple[str, bytes]]) -> str:
-    """Headers as JSON text; `headers_from_json` gives them back."""
+def pack_headers(headers: Sequence[tuple[str, bytes]]) -> bytes | str:
+    """Headers as one value of the file: the names and then the values with NUL between, or JSON where one has a NUL."""
+    packed = b"\0".join([*_encoded(tuple([name for name, _ in headers])), *[value for _, value in headers]])
+    if packed.count(b"\0") == max(0, 2 * len(headers) - 1):
+        return packed
     # Latin-1 maps each byte to one character, so any bytes come back as they were.
     return json.dumps([(name, value.decode("latin-1")) for name, value in headers], ensure_ascii=False)
 
 
-def headers_from_json(text: str) -> tuple[tuple[str, bytes], ...]:
-    """Headers from the text that `headers_to_json` made."""
-    return tuple((name, value.encode("latin-1")) for name, value in json.loads(text))
+def unpack_headers(packed: bytes | str) -> tuple[tuple[str, bytes], ...]:
+    """Headers from what `pack_headers` made; older files have JSON only."""
+    if isinstance(packed, str):
+        return tuple([(name, value.encode("latin-1")) for name, value in json.loads(packed)])
+    parts = packed.split(b"\0")
+    half = len(parts) // 2
+    return tuple(zip(_decoded(tuple(parts[:half])), parts[half:], strict=False))
+
+
+# The names are nearly always those of CloudEvents.
+@lru_cache(maxsize=64)
+def _encoded(names: tuple[str, ...]) -> tuple[bytes, ...]:
+    return tuple(name.encode() for name in names)
+
+
+@lru_cache(maxsize=64)
+def _decoded(names: tuple[bytes, ...]) -> tuple[str, ...]:
+    return tuple(name.decode() for name in names)

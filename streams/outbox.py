@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from infra.errors import InputError, QuillError
-from streams.embedded_records import headers_from_json, headers_to_json
+from streams.embedded_records import pack_headers, unpack_headers
 from streams.log import EventLog, Record
 from streams.sqlite import SqliteFile
 
@@ -57,7 +57,7 @@ class Outbox:
             connection.executemany(
                 "INSERT INTO waiting (event_id, topic, key, headers, value) VALUES (?, ?, ?, ?, ?)",
                 [
-                    (event_id, topic, record.key, headers_to_json(record.headers), record.value)
+                    (event_id, topic, record.key, pack_headers(record.headers), record.value)
                     for event_id, topic, record in outgoing
                 ],
             )
@@ -111,7 +111,7 @@ class Outbox:
                 (last_seq, BATCH),
             ).fetchall()
         return [
-            (seq, Outgoing(event_id, topic, Record(key=key, value=value, headers=headers_from_json(headers))))
+            (seq, Outgoing(event_id, topic, Record(key=key, value=value, headers=unpack_headers(headers))))
             for seq, event_id, topic, key, headers, value in rows
         ]
 

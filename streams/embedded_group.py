@@ -22,7 +22,7 @@ from typing import Self
 from infra.errors import QuillError
 from infra.identity import new_id
 from streams.embedded_records import fetch
-from streams.log import LostPartition, Record, StoredRecord, check_appendable
+from streams.log import LostPartition, Record, StoredRecord, check_appendable, owned_by_way_of
 from streams.sqlite import SqliteFile
 
 POLL_SECONDS = 0.02
@@ -151,19 +151,28 @@ class EmbeddedReader:
 
     def _move(self, connection: sqlite3.Connection, next_offsets: Mapping[tuple[str, int], int]) -> None:
         for name, offset in next_offsets.items():
-            claim = self._claims.get(name)
-            values = (offset, self._group, claim and claim.key, self.member, claim and claim.generation)
+            owned = owned_by_way_of(name, self._group)
+            claim = self._claims.get(owned)
+            values = (self._group, claim and claim.key, self.member, claim and claim.generation)
+            # Without a claim both parameters are NULL, which equals nothing.
             moved = connection.execute(
-                "UPDATE positions SET next_offset = ?"
+                "UPDATE positions SET next_offset = iif(?, next_offset, ?)"
                 " WHERE consumer_group = ? AND partition = ? AND member = ? AND generation = ?",
-                values,
+                (name != owned, offset, *values),
             )
             if moved.rowcount == 0:
-                self._claims.pop(name, None)
+                self._claims.pop(owned, None)
                 raise LostPartition(
                     "this member no longer owns the partition",
                     seen=f"{name[0]}/{name[1]} in group {self._group}",
                     rule="what was not committed is handled by its new owner",
+                )
+            if name != owned:
+                connection.execute(
+                    "INSERT INTO positions (consumer_group, partition, next_offset)"
+                    " SELECT ?, id, ? FROM partitions WHERE topic = ? AND number = ?"
+                    " ON CONFLICT DO UPDATE SET next_offset = excluded.next_offset",
+                    (self._group, offset, *name),
                 )
 
     def heartbeat(self) -> None:

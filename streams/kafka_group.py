@@ -24,7 +24,7 @@ from streams.kafka_client import (
     RebalanceInProgressError,
     TopicPartition,
 )
-from streams.log import LostPartition, Record, StoredRecord, check_appendable
+from streams.log import LostPartition, Record, StoredRecord, check_appendable, owned_by_way_of
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Offsets = Mapping[TopicPartition, OffsetAndMetadata]
@@ -115,7 +115,8 @@ class KafkaReader:
 
     def _owned(self, next_offsets: Mapping[tuple[str, int], int]) -> Offsets:
         # The broker checks the member's generation, not which partitions it owns: that check is ours.
-        if lost := set(next_offsets) - self.assignment():
+        owned = self.assignment()
+        if lost := {name for name in next_offsets if owned_by_way_of(name, self._group) not in owned}:
             raise self._lost(*sorted(lost)[0])
         return {TopicPartition(*name): OffsetAndMetadata(offset, "", -1) for name, offset in next_offsets.items()}
 

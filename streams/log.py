@@ -9,11 +9,14 @@
 5. Reading by offset or time needs no group and disturbs none.
 6. A record is at most `MAX_RECORD_BYTES` long, and a key lands in the partition that `partition_of` names: the
    limits of the narrower log hold for both, so what one takes the other takes too.
+7. A group's retry topic (`retry_topic`) needs no member of its own: its partition n belongs to the member that owns
+   partition n of the topic, who commits it as its own and reads it by offset.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +27,7 @@ from infra.errors import InputError, QuillError
 
 MAX_RECORD_BYTES = 16 << 20
 MAX_REASON_BYTES = 16 << 10
-"""How much longer a record of a dead-letter topic may be, so that the longest record has one with its reason too."""
+"""How much longer a record of a dead-letter or retry topic may be, so that the longest one fits with its reason."""
 SESSION_TIMEOUT = 10.0
 """Seconds after which a member that sent no heartbeat counts as dead. The log sends heartbeats by itself."""
 MAX_POLL_INTERVAL = 600.0
@@ -157,6 +160,16 @@ def lag(log: EventLog, group: str, topic: str) -> int:
     return sum(end - committed.get(partition, 0) for partition, end in log.end_offsets(topic).items())
 
 
+def retry_topic(topic: str, group: str) -> str:
+    """Where a group keeps records of a topic that it could not handle yet."""
+    return f"{topic}.{group}.retry"
+
+
+def owned_by_way_of(name: tuple[str, int], group: str) -> tuple[str, int]:
+    """The partition whose owner in the group may commit `name`: itself, or that of its topic for a retry topic."""
+    return name[0].removesuffix(retry_topic("", group)), name[1]
+
+
 def partition_of(key: str, partitions: int) -> int:
     """The partition of a key among `partitions` (≥ 1): murmur2 of its UTF-8 bytes, as Kafka's clients do by default."""
     return (_murmur2(key.encode()) & 0x7FFFFFFF) % partitions
@@ -166,9 +179,11 @@ def check_appendable(topic: str, records: Sequence[Record]) -> None:
     """Raise `InputError` for a topic name or a record that the logs do not take."""
     if not _TOPIC.fullmatch(topic):
         raise InputError("not a topic name", seen=topic, rule="1 to 249 of a-z A-Z 0-9 . _ -")
-    limit = MAX_RECORD_BYTES + (MAX_REASON_BYTES if topic.endswith(".dlq") else 0)
+    limit = MAX_RECORD_BYTES + (MAX_REASON_BYTES if topic.endswith((".dlq", ".retry")) else 0)
     for record in records:
-        size = len(record.key.encode()) + len(record.value) + sum(len(n) + len(v) for n, v in record.headers)
+        size = len(record.key.encode()) + len(record.value)
+        for name, value in record.headers:
+            size += len(name) + len(value)
         if size > limit:
             raise InputError(f"a record for {topic} is too long", seen=f"{size} bytes", rule=f"at most {limit} bytes")
 
@@ -177,12 +192,10 @@ def _murmur2(data: bytes) -> int:
     # MurmurHash2, 32 bit, by Austin Appleby (public domain), with the seed Kafka's clients use.
     multiplier, mask = 0x5BD1E995, 0xFFFFFFFF
     value = 0x9747B28C ^ len(data)
-    whole = len(data) & ~3
-    for start in range(0, whole, 4):
-        word = int.from_bytes(data[start : start + 4], "little") * multiplier & mask
-        word = (word ^ word >> 24) * multiplier & mask
-        value = value * multiplier & mask ^ word
-    if tail := data[whole:]:
+    for word in struct.unpack_from(f"<{len(data) >> 2}I", data):
+        mixed = word * multiplier & mask
+        value = value * multiplier & mask ^ (mixed ^ mixed >> 24) * multiplier & mask
+    if tail := data[len(data) & ~3 :]:
         value = (value ^ int.from_bytes(tail, "little")) * multiplier & mask
     value = (value ^ value >> 13) * multiplier & mask
     return value ^ value >> 15

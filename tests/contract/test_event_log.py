@@ -20,7 +20,17 @@ from infra.identity import new_id
 from infra.kafka_broker import KafkaBroker
 from infra.settings import LogSettings
 from streams.embedded import EmbeddedLog
-from streams.log import MAX_RECORD_BYTES, EventLog, GroupReader, LostPartition, Record, StoredRecord, lag, partition_of
+from streams.log import (
+    MAX_RECORD_BYTES,
+    EventLog,
+    GroupReader,
+    LostPartition,
+    Record,
+    StoredRecord,
+    lag,
+    partition_of,
+    retry_topic,
+)
 
 SESSION = 1.5
 """Short, so that a dead member is noticed within the test."""
@@ -220,6 +230,28 @@ class EventLogSuite:
             poll_until([reader], lambda: len(reader.assignment()) == 3)
             with pytest.raises(LostPartition):
                 reader.commit({(topic + ".b", 0): 1})
+
+    def test_the_retry_topic_belongs_to_whoever_owns_the_partition_it_retries(
+        self, log: EventLog, open_log, topic: str
+    ):
+        group = new_id()
+        beside = retry_topic(topic, group)
+        log.ensure_topics([topic, beside])
+        log.append(beside, [record(f"k{index}", str(index)) for index in range(30)])
+        hung = log.join(group, [topic])
+        while len(hung.assignment()) < 3:
+            assert hung.poll(timeout=0.2) == []  # a retry topic is not handed out
+        hung.commit({(topic, 0): 0, (beside, 0): 4, (beside, 1): 2})
+        assert log.committed(group, beside) == {0: 4, 1: 2, 2: 0}
+        with pytest.raises(LostPartition):
+            hung.commit({(retry_topic(topic, "another"), 0): 1})
+        with open_log().join(group, [topic]) as other:
+            poll_until([other], lambda: (topic, 0) in other.assignment(), commit=False)
+            other.commit({(beside, 0): 5})
+            with pytest.raises(LostPartition, match="no longer owns"):
+                hung.commit({(beside, 0): 3})
+            assert log.committed(group, beside)[0] == 5
+        hung.close()
 
     def test_outputs_and_offsets_are_published_together(self, log: EventLog, topic: str):
         log.append(topic, [record(f"k{index}", str(index)) for index in range(10)])

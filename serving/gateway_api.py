@@ -1,15 +1,18 @@
-"""An application's own endpoint behind `/gateway/v1`: calls go through unchanged, chat completions are recorded.
+"""An application's own endpoint behind `/gateway/v1`: calls go through unchanged, completions are recorded.
 
 The application changes its `base_url` and nothing else. What it sends and what comes back pass byte for byte; a stream
-passes as it comes. Nothing waits for the recording.
+passes as it comes. Nothing waits for the recording. A recorded call's answer names its interaction in a header, so
+that feedback can.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from fastapi import APIRouter, FastAPI, Request
@@ -25,16 +28,21 @@ from serving.surface import Platform
 from streams.completions import ChatCall, mapped, plain
 
 PREFIX = "/gateway/v1"
-CHAT = "chat/completions"
+RECORDED = frozenset({"chat/completions", "completions"})
 APPLICATION_HEADER = "x-quillstream-application"
+CONVERSATION_HEADER = "x-quillstream-conversation-id"
+SESSION_HEADER = "x-quillstream-session-id"
+INTERACTION_HEADER = "x-quillstream-interaction-id"
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 CONNECT_SECONDS = 10.0
+NAMING_SECONDS = 1.0
+"""How long a stream's headers wait for its first event, whose id names the interaction; after that it has our id."""
 NOT_FORWARDED = frozenset(
     "connection host content-length keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding "
-    f"upgrade accept-encoding {APPLICATION_HEADER}".split()
+    f"upgrade accept-encoding {APPLICATION_HEADER} {CONVERSATION_HEADER} {SESSION_HEADER}".split()
 )
 """Headers of one hop (RFC 9110, section 7.6.1). `accept-encoding` goes too: what is recorded must be read here."""
-NOT_RETURNED = NOT_FORWARDED - {"content-length"}
+NOT_RETURNED = NOT_FORWARDED - {"content-length"} | {INTERACTION_HEADER}
 
 
 class Upstream(Value):
@@ -70,7 +78,7 @@ def router(platform: Platform, upstream: Upstream) -> APIRouter:
 
 
 class Gateway:
-    """Forwards to one upstream and records what it sees of chat completions."""
+    """Forwards to one upstream and records what it sees of chat and text completions."""
 
     def __init__(self, platform: Platform, upstream: Upstream) -> None:
         self._platform = platform
@@ -89,15 +97,15 @@ class Gateway:
         try:
             answer = await self._send(path, request, body)
             if answer.headers.get("content-type", "").startswith("text/event-stream"):
-                return PassedOn(answer, recording)
+                return await PassedOn(answer, recording).named()
             content = b"".join([piece async for piece in answer.aiter_raw()])
             await answer.aclose()
         except httpx.HTTPError as error:
             recording.end(error=f"{type(error).__name__}: {error}")
             message = f"the upstream does not answer; seen: {self._upstream.base_url}: {type(error).__name__}: {error}"
-            return JSONResponse(error_object(message, 502, code="upstream_unavailable"), 502)
+            return JSONResponse(error_object(message, 502, code="upstream_unavailable"), 502, recording.headers)
         recording.whole(answer.status_code, content)
-        return _returned(Response(content, answer.status_code), answer)
+        return _returned(Response(content, answer.status_code), answer, recording)
 
     async def close(self) -> None:
         """Close the connections to the upstream."""
@@ -121,10 +129,15 @@ class Gateway:
         return await self._client.send(outgoing, stream=True)
 
     def _recording(self, path: str, request: Request, body: bytes) -> Recording:
-        if request.method != "POST" or path.strip("/") != CHAT:
+        if request.method != "POST" or path.strip("/") not in RECORDED:
             return Recording(self._platform, None)
-        application = request.headers.get(APPLICATION_HEADER, "application")
-        return Recording(self._platform, ChatCall(_object(body), application=application))
+        call = ChatCall(
+            _object(body),
+            application=request.headers.get(APPLICATION_HEADER, "application"),
+            conversation=request.headers.get(CONVERSATION_HEADER, ""),
+            session=request.headers.get(SESSION_HEADER, ""),
+        )
+        return Recording(self._platform, call)
 
 
 class Recording:
@@ -133,7 +146,18 @@ class Recording:
     def __init__(self, platform: Platform, call: ChatCall | None) -> None:
         self._platform = platform
         self._call = call
+        self._named = call
         self._rest = b""
+
+    @property
+    def waits_for_a_name(self) -> bool:
+        """It goes on and the endpoint has said no id yet."""
+        return self._call is not None and not self._call.named
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What tells the caller under which id it is recorded."""
+        return {INTERACTION_HEADER: _in_a_header(self._named.interaction_id)} if self._named else {}
 
     def whole(self, status: int, content: bytes) -> None:
         """A complete answer, or an error of the upstream."""
@@ -174,7 +198,23 @@ class PassedOn(StreamingResponse):
         super().__init__(self._pieces(), answer.status_code)
         self._answer = answer
         self._recording = recording
-        _returned(self, answer)
+        self._held: list[bytes] = []
+        self._heard = self._listen()
+        self._next: asyncio.Task[bytes | None] | None = None
+
+    async def named(self) -> PassedOn:
+        """Itself, once its headers name the interaction: by the first event's id, or by ours when that is late."""
+        deadline = asyncio.get_running_loop().time() + NAMING_SECONDS
+        while self._recording.waits_for_a_name:
+            self._next = asyncio.ensure_future(anext(self._heard, None))
+            left = deadline - asyncio.get_running_loop().time()
+            await asyncio.wait({self._next}, timeout=max(0.0, left))
+            if not self._next.done() or (piece := self._next.result()) is None:
+                break
+            self._held.append(piece)
+            self._next = None
+        _returned(self, self._answer, self._recording)
+        return self
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the end or until the client is gone, which is recorded as cancelled."""
@@ -182,9 +222,19 @@ class PassedOn(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._recording.end(cancelled=True)
+            if self._next is not None:
+                self._next.cancel()
             await self._answer.aclose()
 
     async def _pieces(self) -> AsyncIterator[bytes]:
+        for piece in self._held:
+            yield piece
+        if self._next is not None and (late := await self._next) is not None:
+            yield late
+        async for piece in self._heard:
+            yield piece
+
+    async def _listen(self) -> AsyncIterator[bytes]:
         problem = ""
         try:
             async for piece in self._answer.aiter_raw():
@@ -197,12 +247,17 @@ class PassedOn(StreamingResponse):
         self._recording.end(error=problem or None)
 
 
-def _returned(response: Response, answer: httpx.Response) -> Response:
+def _returned(response: Response, answer: httpx.Response, recording: Recording) -> Response:
     kept = [(name.lower(), value) for name, value in answer.headers.raw if name.lower().decode() not in NOT_RETURNED]
     if not any(name == b"content-length" for name, _ in kept):
         kept += [(name, value) for name, value in response.raw_headers if name == b"content-length"]
-    response.raw_headers = kept
+    response.raw_headers = kept + [(name.encode(), value.encode()) for name, value in recording.headers.items()]
     return response
+
+
+def _in_a_header(text: str) -> str:
+    """An id as a header takes it: visible ASCII (RFC 9110, section 5.5), the rest percent-encoded."""
+    return quote(text, safe="".join(map(chr, range(0x21, 0x7F))).replace("%", ""))
 
 
 def _object(content: bytes) -> Mapping[str, Any]:

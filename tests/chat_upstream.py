@@ -86,6 +86,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
+        if model == "asleep":
+            self.wfile.flush()
+            self.server.upstream.release.wait(30)
         for number, line in enumerate(lines):
             try:
                 self.wfile.write(line)

@@ -8,12 +8,19 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
-from chat_upstream import ID, WORDS, ChatUpstream
+from chat_upstream import ID, TOOL, WORDS, ChatUpstream
 from installation import wait_until
 
 from infra.settings import load_settings
 from serving import gateway_api
-from serving.gateway_api import APPLICATION_HEADER, PREFIX, upstream_of
+from serving.gateway_api import (
+    APPLICATION_HEADER,
+    CONVERSATION_HEADER,
+    INTERACTION_HEADER,
+    PREFIX,
+    SESSION_HEADER,
+    upstream_of,
+)
 
 ASK = [{"role": "user", "content": "What does LoRA train?"}]
 TEXT = "".join(WORDS)
@@ -83,6 +90,63 @@ def test_requests_and_answers_pass_byte_for_byte(live, platform, upstream, strea
     assert (one.response, one.finish_reason, one.usage.output_tokens) == (TEXT, "stop", 3)
 
 
+def test_a_text_completion_is_recorded_and_embeddings_pass_unrecorded(live, through, platform, upstream):
+    said = through.completions.create(model="ok", prompt="LoRA trains", user="u1")
+    assert said.choices[0].text == TEXT
+    pieces = through.completions.create(model="ok", prompt=["LoRA trains", "QLoRA"], stream=True)
+    assert "".join(piece.choices[0].text for piece in pieces) == TEXT
+    body = json.dumps({"model": "ok", "input": "words"}, indent=3).encode()
+    response = httpx.post(f"{live.url}{PREFIX}/embeddings", content=body, trust_env=False)
+    assert (upstream.received[-1][2], response.content) == (body, upstream.sent[-1])
+    assert INTERACTION_HEADER not in response.headers
+    whole, streamed = recorded(platform, 2)
+    assert (whole.prompt, whole.response, whole.finish_reason) == ("LoRA trains", TEXT, "stop")
+    assert (streamed.prompt, streamed.response, streamed.finish_reason) == ("LoRA trains", TEXT, "stop")
+    assert (whole.interaction_id, whole.conversation_id, whole.usage.output_tokens) == (ID, "u1", 3)
+
+
+@pytest.mark.parametrize("model", ["ok", "refuse"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_header_names_the_interaction_and_headers_name_its_conversation(live, platform, upstream, stream, model):
+    named = {CONVERSATION_HEADER: "c9", SESSION_HEADER: "s9"}
+    ask = {"model": model, "messages": ASK, "stream": stream}
+    response = httpx.post(f"{live.url}{PREFIX}/chat/completions", json=ask, headers=named, trust_env=False)
+    assert not set(named) & set(upstream.received[0][1])
+    [one] = recorded(platform)
+    assert response.headers[INTERACTION_HEADER] == one.interaction_id
+    assert (one.conversation_id, one.session_id) == ("c9", "s9")
+    assert (one.interaction_id == ID) == (model == "ok")
+
+
+def test_a_stream_whose_first_event_is_late_is_named_by_the_gateway_and_passes_whole(
+    live, platform, upstream, monkeypatch
+):
+    monkeypatch.setattr(gateway_api, "NAMING_SECONDS", 0.05)
+    ask = {"model": "asleep", "messages": ASK, "stream": True}
+    url = f"{live.url}{PREFIX}/chat/completions"
+    with httpx.stream("POST", url, json=ask, trust_env=False) as response:
+        upstream.release.set()
+        assert response.read() == b"".join(upstream.sent)
+    [one] = recorded(platform)
+    assert one.interaction_id == response.headers[INTERACTION_HEADER] != ID
+    assert (one.response, one.tags["response_id"]) == (TEXT, ID)
+
+
+def test_turns_of_a_session_and_their_tool_calls_are_kept(through, platform):
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        *ASK,
+        {"role": "assistant", "content": None, "tool_calls": [TOOL]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "a method"},
+    ]
+    metadata = {"conversation_id": "c1", "session_id": "s1"}
+    list(through.chat.completions.create(model="tools", messages=turns, metadata=metadata, stream=True))
+    [one] = recorded(platform)
+    assert (one.conversation_id, one.session_id, one.prompt) == ("c1", "s1", ASK[0]["content"])
+    assert [message.role for message in one.messages] == ["system", "assistant", "tool"]
+    assert [(call.name, call.arguments) for call in one.tool_calls] == [("look_up", '{"what": "LoRA"}')]
+
+
 def test_the_configured_key_replaces_the_callers(platform, upstream, tmp_path):
     from fastapi import FastAPI
     from fastapi.testclient import TestClient
@@ -134,6 +198,7 @@ def test_an_upstream_that_is_down_is_502_and_recorded(through, platform, upstrea
     assert raised.value.body["code"] == "upstream_unavailable"
     assert upstream.url in raised.value.body["message"]
     [one] = recorded(platform)
+    assert raised.value.response.headers[INTERACTION_HEADER] == one.interaction_id
     assert (one.finish_reason, one.prompt) == ("error", ASK[0]["content"])
     assert one.error.startswith("ConnectError")
 

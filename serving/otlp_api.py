@@ -10,6 +10,7 @@ import base64
 import json
 import time
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,13 +23,18 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from starlette.concurrency import run_in_threadpool
 
 from infra.errors import InputError, QuillError, Unavailable
 from infra.identity import content_id
-from serving.otlp_spans import attributes_of, interaction_of
+from serving.otlp_spans import Attributes, attributes_of, interaction_of
+from serving.otlp_steps import Trace
 from serving.surface import Platform
-from streams.events import InteractionRecorded
+from streams.codec import encode
+from streams.events import LLM_INTERACTIONS, Event, InteractionRecorded, TraceSpan
+from streams.log import check_appendable
+from streams.masking import mask_payload
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 UNPACKED = 64_000_000
@@ -70,26 +76,40 @@ def read_request(kind: str, encoding: str, body: bytes) -> ExportTraceServiceReq
 def keep(platform: Platform, request: ExportTraceServiceRequest) -> ExportTraceServiceResponse:
     """Put the calls to language models on the stream and wait until they are durable.
 
-    A span sent again has the event id of the first. Raises `Unavailable`, for which clients try again, when none of
-    them was kept.
+    What can never be kept (a span without ids, or one that is too long) is told as partial success. Raises
+    `Unavailable`, for which clients send the whole request again, when another call was not kept; those that were have
+    the same event ids the second time.
     """
-    receipts, problems = [], []
+    sent, problems = [], []
     for found in _interactions(request):
         if isinstance(found, InputError):
             problems.append(str(found))
         else:
-            receipts.append(platform.emit(found, _event_id(found)))
+            sent.append((found, platform.emit(found, _event_id(found))))
     deadline = time.monotonic() + KEEP_SECONDS
-    lost = [one for one in receipts if not one.wait(max(0.0, deadline - time.monotonic()))]
-    reasons = [one.reason or "it is not durable yet" for one in lost]
-    if lost and len(lost) == len(receipts):
-        raise Unavailable("the spans were not kept", seen=reasons[0], fix="send them again")
-    problems += reasons
+    for interaction, receipt in sent:
+        if receipt.wait(max(0.0, deadline - time.monotonic())):
+            continue
+        problem = _never_kept(interaction) if receipt.reason else ""
+        if not problem:
+            reason = receipt.reason or "it is not durable yet"
+            raise Unavailable("the spans were not kept", seen=reason, fix="send them again")
+        problems.append(problem)
     response = ExportTraceServiceResponse()
     if problems:
         response.partial_success.rejected_spans = len(problems)
         response.partial_success.error_message = problems[0]
     return response
+
+
+def _never_kept(interaction: InteractionRecorded) -> str:
+    """Why no log takes this interaction, however often it is sent; empty when one would."""
+    try:
+        record = encode(Event(data=mask_payload(interaction)))
+        check_appendable(LLM_INTERACTIONS, [record])
+    except InputError as error:
+        return f"the span {interaction.tags['span_id']} cannot be kept: {error}"
+    return ""
 
 
 def _answered(platform: Platform, kind: str, encoding: str, body: bytes) -> Response:
@@ -108,17 +128,34 @@ def _encoded(kind: str, status: int, message: Any) -> Response:
 
 
 def _interactions(request: ExportTraceServiceRequest) -> Iterator[InteractionRecorded | InputError]:
+    spans = list(_spans(request))
+    traces: dict[bytes, list[Span]] = defaultdict(list)
+    for span, _ in spans:
+        traces[span.trace_id].append(span)
+    read = {trace_id: Trace(its_spans) for trace_id, its_spans in traces.items()}
+    for span, resource in spans:
+        try:
+            found = interaction_of(span, resource)
+            if found is not None:
+                yield _with_steps(found, *read[span.trace_id].steps(span))
+        except InputError as error:
+            yield error
+        except (ValueError, OverflowError) as error:  # a time or a value that nothing of ours can hold
+            yield InputError(f"the span {span.span_id.hex()} cannot be read", rule=str(error).splitlines()[0])
+
+
+def _spans(request: ExportTraceServiceRequest) -> Iterator[tuple[Span, Attributes]]:
+    """Each span with the attributes of its resource."""
     for group in request.resource_spans:
         resource = attributes_of(group.resource.attributes)
         for scope in group.scope_spans:
             for span in scope.spans:
-                try:
-                    found = interaction_of(span, resource)
-                except InputError as error:
-                    yield error
-                    continue
-                if found is not None:
-                    yield found
+                yield span, resource
+
+
+def _with_steps(found: InteractionRecorded, steps: tuple[TraceSpan, ...], left_out: int) -> InteractionRecorded:
+    tags = found.tags | ({"spans_left_out": str(left_out)} if left_out else {})
+    return found.model_copy(update={"spans": steps, "tags": tags})
 
 
 def _event_id(interaction: InteractionRecorded) -> str:

@@ -24,7 +24,7 @@ Attributes = Mapping[str, Any]
 
 
 def interaction_of(span: Span, resource: Attributes) -> InteractionRecorded | None:
-    """The interaction of a span; None for a span that is no call to a language model.
+    """The interaction of a span, without its steps; None for a span that is no call to a language model.
 
     Raises `InputError` for such a call without trace id or span id.
     """

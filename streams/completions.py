@@ -172,8 +172,8 @@ def tool_call_text(name: str, arguments: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """A string that UTF-8 can carry; empty for whatever is no string."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+    """A string that UTF-8 and every store can carry, U+FFFD for NUL; empty for whatever is no string."""
+    return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def counted(value: Any) -> int:

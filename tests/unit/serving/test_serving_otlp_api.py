@@ -12,10 +12,12 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.trace import StatusCode
 
 from serving import otlp_api
+from serving.otlp_steps import MOST_STEPS
+from streams.log import MAX_RECORD_BYTES
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 CHAT = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt-x", "gen_ai.provider.name": "openai"}
@@ -136,6 +138,75 @@ def test_json_has_ids_in_hex_and_gets_json_back(client, platform):
     assert one.tags["started_at"] == "2023-11-14T22:13:20+00:00"
 
 
+def test_the_steps_of_a_trace_stand_beside_its_calls(live, platform, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{live.url}/v1/traces", timeout=10)))
+    tracer = provider.get_tracer("test")
+    said = {"gen_ai.input.messages": json.dumps([parts("user", "What?")])}
+    tool = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "look_up"}
+    found = {"openinference.span.kind": "RETRIEVER", "input.value": "What?", "top_k": 3}
+    with tracer.start_as_current_span("answer"):
+        with tracer.start_as_current_span("search", attributes=found):
+            pass
+        with (
+            tracer.start_as_current_span("chat gpt-x", attributes={**CHAT, **said, "session.id": "s1"}),
+            tracer.start_as_current_span("look_up", attributes=tool) as failing,
+        ):
+            failing.set_status(StatusCode.ERROR, "no such word")
+        with tracer.start_as_current_span("after"):
+            pass
+    with tracer.start_as_current_span("another trace"):
+        pass
+    assert provider.force_flush(30_000)
+    provider.shutdown()
+    [one] = platform.emitted
+    assert [(step.name, step.kind) for step in one.spans] == [
+        ("answer", "internal"),
+        ("search", "retriever"),
+        ("chat gpt-x", "chat"),
+        ("look_up", "execute_tool"),
+    ]
+    answer, search, chat, looked = one.spans
+    assert [step.parent_id for step in one.spans] == [None, answer.span_id, answer.span_id, chat.span_id]
+    assert (search.attributes["input.value"], search.attributes["top_k"]) == ("What?", "3")
+    assert "gen_ai.input.messages" not in chat.attributes
+    assert looked.attributes["otel.status_description"] == "no such word"
+    assert answer.start <= chat.start <= looked.start <= looked.end <= chat.end <= answer.end
+    assert (one.prompt, one.session_id) == ("What?", "s1")
+
+
+def test_of_a_long_trace_the_nearest_steps_are_kept_with_those_around_the_call(client, platform):
+    many = MOST_STEPS + 50
+    times = [
+        {"startTimeUnixNano": f"{10_000 + number}", "endTimeUnixNano": f"{20_000 + number}"} for number in range(many)
+    ]
+    around = {
+        "traceId": TRACE,
+        "spanId": "a" * 16,
+        "name": "around",
+        "startTimeUnixNano": "1",
+        "endTimeUnixNano": "99999",
+    }
+    steps = [
+        {"traceId": TRACE, "spanId": f"{number + 1:016x}", "name": "step", **times[number]} for number in range(many)
+    ]
+    call = llm_span(parentSpanId="a" * 16, startTimeUnixNano="30000", endTimeUnixNano="40000")
+    assert client.post("/v1/traces", json=as_json(*steps, call, around)).status_code == 200
+    [one] = platform.emitted
+    assert [step.name for step in one.spans].count("step") == MOST_STEPS - 1
+    kept = {step.span_id: step for step in one.spans}
+    assert kept[SPAN].parent_id == "a" * 16
+    assert "a" * 16 in kept
+    assert one.tags["spans_left_out"] == str(many - MOST_STEPS + 1)
+
+
+def test_parents_that_go_in_a_circle_stop_nothing(client, platform):
+    other = llm_span(spanId="a" * 16, parentSpanId=SPAN)
+    assert client.post("/v1/traces", json=as_json(llm_span(parentSpanId="a" * 16), other)).json() == {}
+    assert [{step.span_id for step in one.spans} for one in platform.emitted] == [{SPAN, "a" * 16}] * 2
+
+
 def test_a_span_without_ids_is_reported_as_partial_success(client, platform):
     response = client.post("/v1/traces", json=as_json(llm_span(), llm_span(spanId="")))
     assert response.status_code == 200
@@ -174,6 +245,33 @@ def test_what_is_malformed_is_400_with_the_reason(client, platform, headers, bod
         message = response.json()["message"]
     assert named in message
     assert platform.emitted == []
+
+
+def test_a_call_too_long_to_be_kept_is_partial_success_and_the_others_are_kept(client, platform, monkeypatch):
+    take = platform.emit
+
+    def selective(payload, event_id=None):  # as the real emitter does
+        too_long = len(payload.response) > MAX_RECORD_BYTES
+        platform.refusal = "it cannot be encoded: too long" if too_long else ""
+        return take(payload, event_id)
+
+    monkeypatch.setattr(platform, "emit", selective)
+    output = {"key": "output.value", "value": {"stringValue": "x" * (MAX_RECORD_BYTES + 1)}}
+    long = llm_span(spanId="a" * 16)
+    long["attributes"] = [*long["attributes"], output]
+    for spans in ([long], [long, llm_span()]):
+        response = client.post("/v1/traces", json=as_json(*spans))
+        assert response.status_code == 200
+        assert response.json()["partialSuccess"]["rejectedSpans"] == "1"
+        assert "too long" in response.json()["partialSuccess"]["errorMessage"]
+    assert [one.interaction_id for one in platform.emitted] == [f"{TRACE}-{SPAN}"]
+
+
+def test_ids_with_a_nul_are_kept_without_it(client, platform):
+    span = llm_span()
+    span["attributes"] = [*span["attributes"], {"key": "session.id", "value": {"stringValue": "a\0b"}}]
+    assert client.post("/v1/traces", json=as_json(span)).json() == {}
+    assert platform.emitted[0].session_id == "a\ufffdb"
 
 
 def test_spans_that_were_not_kept_may_be_sent_again(client, platform):

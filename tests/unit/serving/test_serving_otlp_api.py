@@ -260,7 +260,9 @@ def test_a_call_too_long_to_be_kept_is_partial_success_and_the_others_are_kept(c
     long = llm_span(spanId="a" * 16)
     long["attributes"] = [*long["attributes"], output]
     for spans in ([long], [long, llm_span()]):
-        response = client.post("/v1/traces", json=as_json(*spans))
+        body = gzip.compress(json.dumps(as_json(*spans)).encode(), 1)
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        response = client.post("/v1/traces", content=body, headers=headers)
         assert response.status_code == 200
         assert response.json()["partialSuccess"]["rejectedSpans"] == "1"
         assert "too long" in response.json()["partialSuccess"]["errorMessage"]

@@ -1,8 +1,9 @@
 """Emitting events without ever waiting for a disk or a network: observation must not slow or break generation.
 
-`emit` puts the payload in a bounded queue. A writer thread masks it, encodes it, makes it durable and acknowledges the
-receipt: in the log itself when that lies on this machine, else in the outbox, from where a second thread forwards it.
-Nothing reaches a disk unmasked; nothing acknowledged is lost.
+`emit` puts the payload in a bounded queue. A writer thread takes what is queued, masks and encodes it, makes it durable
+as one group and acknowledges the receipts: in the log itself when that lies on this machine, else in the outbox, from
+where a second thread forwards it. Nothing reaches a disk unmasked; nothing acknowledged is lost. While the outbox
+cannot be written, events wait in memory; when that is full too, new ones are refused.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import os
 import threading
 import time
 import weakref
-from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from infra.errors import QuillError
@@ -26,89 +27,152 @@ from streams.codec import encode
 from streams.events import Event, Payload, now, topic_of
 from streams.log import EventLog, check_appendable
 from streams.masking import Masker, mask_payload
-from streams.outbox import Forwarder, Outbox, Outgoing
+from streams.outbox import Outbox, OutboxStatus
+from streams.outbox_forwarder import Forwarder
+from streams.segments import Outgoing
 
 CAPACITY = 10_000
-BATCH = 256
+CAPACITY_BYTES = 256 << 20
+WINDOW = 0.01
+GROUP_BYTES = 1 << 20
 CLOSE_SECONDS = 5.0
+RETRY_SECONDS = (0.05, 1.0)
 _log = logging.getLogger(__name__)
 
 
 class Receipt:
     """What became of an emitted event."""
 
-    def __init__(self, event_id: str) -> None:
+    __slots__ = ("_emitter", "_settled", "event_id", "reason")
+
+    def __init__(self, event_id: str, emitter: Emitter | None = None) -> None:
         self.event_id = event_id
         self.reason = ""
         """Why it failed; empty while it is under way and when it is durable."""
-        self._settled = threading.Event()
+        self._settled = False
+        self._emitter = emitter
 
     def wait(self, timeout: float | None = None) -> bool:
         """True once the event is durable; False when it failed, or is still under way after `timeout` seconds."""
-        return self._settled.wait(timeout) and not self.reason
+        if not self._settled and self._emitter is not None:
+            self._emitter._wait_for(lambda: self._settled, timeout)
+        return self._settled and not self.reason
 
     @property
     def settled(self) -> bool:
         """It is durable or failed."""
-        return self._settled.is_set()
+        return self._settled
 
     def settle(self, reason: str = "") -> None:
-        """Say how it ended. For the emitter."""
+        """Say how it ended. For the emitter, which then wakes who waits."""
         self.reason = reason
-        self._settled.set()
+        self._settled = True
 
 
 class _Queued(NamedTuple):
+    sequence: int
     payload: Payload
     receipt: Receipt
     time: datetime
+    size: int
 
 
 class Emitter:
     """Masks and records events in the background. Safe for threads; after a fork the child has an empty queue.
 
-    `outbox` is a folder for events on their way to a log that may be away. None: the log lies on this machine,
-    and appending to it is what makes an event durable. What is queued is written at `close` and at exit.
+    `outbox` is for events on their way to a log that may be away: a folder, or an outbox with limits of its own. None:
+    the log lies on this machine, and appending to it is what makes an event durable. What is queued is written at
+    `close` and at exit. At most `capacity` events of about `capacity_bytes` together wait in memory. A group is what
+    half of `window` seconds suffice to mask and encode; the other half is for the disk.
     """
 
     def __init__(
-        self, log: EventLog, *, masker: Masker, outbox: Path | None, source: str, capacity: int = CAPACITY
+        self,
+        log: EventLog,
+        *,
+        masker: Masker,
+        outbox: Path | Outbox | None,
+        source: str,
+        capacity: int = CAPACITY,
+        capacity_bytes: int = CAPACITY_BYTES,
+        window: float = WINDOW,
     ) -> None:
         self._events = log
         self._masker = masker
         self._source = source
         self._capacity = capacity
-        self._outbox = Outbox(outbox) if outbox else None
+        self._capacity_bytes = capacity_bytes
+        self._window = window
+        self._outbox = Outbox(outbox) if isinstance(outbox, Path) else outbox
         self._reset()
         _EMITTERS.add(self)
 
+    def _reset(self) -> None:
+        """The state of a process that emitted nothing yet; also that of the child of a fork."""
+        self._taking = threading.RLock()  # a signal handler or a finalizer may emit while its thread does
+        self._changed = threading.Condition()
+        self._closing = threading.Event()
+        self._queue: SimpleQueue[_Queued | None] = SimpleQueue()
+        # Each is counted by one thread, or under `_taking`, and read by all.
+        self._accepted = 0
+        self._refused = 0
+        self._taken_bytes = 0
+        self._finished = 0
+        self._finished_bytes = 0
+        self._acknowledged = 0
+        self._forwarded = 0
+        self._trouble = ""
+        self._give_up = float("inf")
+        self._closed = False
+        self._writer: threading.Thread | None = None
+        self._forwarder: Forwarder | None = None
+
     def emit(self, payload: Payload, event_id: str | None = None) -> Receipt:
         """Take an event. Returns at once and never raises: a full queue or a closed emitter fails the receipt."""
-        receipt = Receipt(event_id or new_id())
-        with self._changed:
-            reason = self._refusal()
+        receipt = Receipt(event_id or new_id(), self)
+        size = _size(payload)
+        with self._taking:
+            reason = self._refusal(size)
             if reason:
-                self._counters["failed"] += 1
+                self._refused += 1
                 receipt.settle(reason)
             else:
-                self._counters["accepted"] += 1
-                self._queue.append(_Queued(payload, receipt, now()))
-                self._changed.notify_all()
+                self._accepted = sequence = self._accepted + 1
+                self._taken_bytes += size
+                if self._outbox is not None:
+                    self._outbox.writer.issued.numbers[0] = sequence
+                self._queue.put(_Queued(sequence, payload, receipt, now(), size))
         return receipt
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """Events accepted, acknowledged, failed and (with an outbox) forwarded, since the start of the process."""
-        with self._changed:
-            return {name: self._counters[name] for name in ("accepted", "acknowledged", "failed", "forwarded")}
+        """Events accepted, acknowledged, failed and (with an outbox) forwarded, since the start of the process.
+
+        `failed` counts those too that were refused, and so never accepted.
+        """
+        failed = self._finished - self._acknowledged + self._refused
+        return {
+            "accepted": self._accepted,
+            "acknowledged": self._acknowledged,
+            "failed": failed,
+            "forwarded": self._forwarded,
+        }
+
+    @property
+    def trouble(self) -> str:
+        """Why events cannot be made durable or forwarded at the moment; empty when they can."""
+        return self._trouble or (self._forwarder.stalled if self._forwarder is not None else "")
+
+    def outbox_status(self) -> OutboxStatus | None:
+        """What lies in the outbox, of all processes, and what killed ones lost. None without an outbox."""
+        return self._outbox.status() if self._outbox is not None else None
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything emitted before is in the log or has failed; False after `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        with self._changed:
-            accepted = self._counters["accepted"]
-            if not self._changed.wait_for(lambda: self._finished >= accepted, timeout):
-                return False
+        accepted = self._accepted
+        if not self._wait_for(lambda: self._finished >= accepted, timeout):
+            return False
         while self._outbox is not None and self._outbox.waiting():
             if time.monotonic() >= deadline:
                 return False
@@ -118,7 +182,7 @@ class Emitter:
 
     def forward(self) -> None:
         """Start forwarding what an earlier process left in the outbox. `emit` starts it too."""
-        if self._outbox is not None and self._outbox.waiting():
+        if self._outbox is not None and self._outbox.left_over():
             self._forwarder_for(self._outbox).wake()
 
     def close(self, timeout: float = CLOSE_SECONDS) -> None:
@@ -127,41 +191,45 @@ class Emitter:
         What stays in the outbox then is forwarded by another process, or after the next start.
         """
         deadline = time.monotonic() + timeout
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        with self._taking:
+            if not self._closed:
+                self._closed = True
+                self._give_up = deadline
+                self._queue.put(None)
+        self._closing.set()
         if self._writer is not None:
             self._writer.join(timeout)
-        if self._outbox is not None and self._forwarder is not None:
+        if self._outbox is None:
+            return
+        if self._writer is None or not self._writer.is_alive():
+            self._outbox.close(self._accepted)
+        if self._forwarder is not None:
             while self._outbox.waiting() and not self._forwarder.stalled and time.monotonic() < deadline:
                 time.sleep(0.01)
             self._forwarder.stop(max(0.1, deadline - time.monotonic()))
-        if self._outbox is not None:
-            self._outbox.close()
 
-    def _reset(self) -> None:
-        """The state of a process that emitted nothing yet; also that of the child of a fork."""
-        self._changed = threading.Condition()
-        self._queue: deque[_Queued] = deque()
-        self._counters: Counter[str] = Counter()
-        self._finished = 0
-        self._closed = False
-        self._writer: threading.Thread | None = None
-        self._forwarder: Forwarder | None = None
+    def _wait_for(self, done: Callable[[], bool], timeout: float | None) -> bool:
+        with self._changed:
+            return self._changed.wait_for(done, timeout)
 
     def _after_fork(self) -> None:
         # What was queued belongs to the parent, which writes it; its locks may be held by threads we do not have.
         if self._forwarder is not None:
             self._forwarder.abandon()
+        if self._outbox is not None:
+            self._outbox.abandon()
         closed = self._closed
         self._reset()
         self._closed = closed
 
-    def _refusal(self) -> str:
+    def _refusal(self, size: int) -> str:
         if self._closed:
             return "the emitter is closed"
-        if len(self._queue) >= self._capacity:
-            return f"the queue is full ({self._capacity} events)"
+        waiting = self._accepted - self._finished
+        if waiting >= self._capacity:
+            return self._full(f"{self._capacity} events")
+        if waiting and self._taken_bytes - self._finished_bytes + size > self._capacity_bytes:
+            return self._full(f"{self._capacity_bytes} bytes")
         if self._writer is None:
             self._writer = threading.Thread(target=self._write_on, name="emitter", daemon=True)
             try:
@@ -171,29 +239,45 @@ class Emitter:
                 return f"no thread can be started: {error}"
         return ""
 
+    def _full(self, limit: str) -> str:
+        return f"the queue is full ({limit})" + (f": {self._trouble}" if self._trouble else "")
+
     def _forwarder_for(self, outbox: Outbox) -> Forwarder:
-        with self._changed:
+        with self._taking:
             if self._forwarder is None:
                 self._forwarder = Forwarder(outbox, self._events, self._count_forwarded)
             return self._forwarder
 
     def _count_forwarded(self, number: int) -> None:
-        with self._changed:
-            self._counters["forwarded"] += number
+        self._forwarded += number
 
     def _write_on(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._closed)
-                batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-            if not batch:
-                return
-            outgoing = [(queued, ready) for queued in batch if (ready := self._prepared(queued))]
+        ended = False
+        while not ended:
+            group, ended = self._next_group()
+            ready = [(queued, outgoing) for queued, outgoing in group if outgoing is not None]
             if self._outbox is not None:
-                self._keep(self._outbox, outgoing)
+                self._keep(self._outbox, ready)
             else:
-                for topic, group in groupby(sorted(outgoing, key=_topic), key=_topic):
-                    self._append(topic, list(group))
+                for topic, part in groupby(sorted(ready, key=_topic), key=_topic):
+                    self._append(topic, list(part))
+
+    def _next_group(self) -> tuple[list[tuple[_Queued, Outgoing | None]], bool]:
+        """Wait for an event, and take what is queued behind it; also whether the queue ended."""
+        group: list[tuple[_Queued, Outgoing | None]] = []
+        queued = self._queue.get()
+        until = time.monotonic() + self._window / 2
+        size = 0
+        while queued is not None:
+            group.append((queued, self._prepared(queued)))
+            size += queued.size
+            if size >= GROUP_BYTES or time.monotonic() >= until:
+                return group, False
+            try:
+                queued = self._queue.get_nowait()
+            except Empty:
+                return group, False
+        return group, True
 
     def _prepared(self, queued: _Queued) -> Outgoing | None:
         event_id = queued.receipt.event_id
@@ -209,22 +293,35 @@ class Emitter:
             return None
         return Outgoing(event_id, topic, record)
 
-    def _keep(self, outbox: Outbox, outgoing: Sequence[tuple[_Queued, Outgoing]]) -> None:
-        try:
-            outbox.put([ready for _, ready in outgoing])
-        except QuillError as error:
-            self._settle([queued for queued, _ in outgoing], str(error))
-            return
+    def _keep(self, outbox: Outbox, ready: Sequence[tuple[_Queued, Outgoing]]) -> None:
+        group = [(queued.sequence, outgoing) for queued, outgoing in ready]
+        events = [queued for queued, _ in ready]
+        settled = self._finished + len(events)
+        pause = RETRY_SECONDS[0]
+        while True:
+            try:
+                outbox.put(group, settled)
+                break
+            except QuillError as error:
+                if not self._trouble:
+                    _log.warning("events wait in memory: %s", error)
+                self._trouble = str(error)
+            if self._closing.is_set() and time.monotonic() + pause >= self._give_up:
+                self._settle(events, self._trouble)
+                return
+            self._closing.wait(pause) if not self._closing.is_set() else time.sleep(pause)
+            pause = min(2 * pause, RETRY_SECONDS[1])
+        self._trouble = ""
+        self._settle(events)
         self._forwarder_for(outbox).wake()
-        self._settle([queued for queued, _ in outgoing])
 
-    def _append(self, topic: str, outgoing: Sequence[tuple[_Queued, Outgoing]]) -> None:
+    def _append(self, topic: str, ready: Sequence[tuple[_Queued, Outgoing]]) -> None:
         reason = ""
         try:
-            self._events.append(topic, [ready.record for _, ready in outgoing])
+            self._events.append(topic, [outgoing.record for _, outgoing in ready])
         except QuillError as error:
             reason = str(error)
-        self._settle([queued for queued, _ in outgoing], reason)
+        self._settle([queued for queued, _ in ready], reason)
 
     def _settle(self, settled: Sequence[_Queued], reason: str = "") -> None:
         if reason:
@@ -233,12 +330,24 @@ class Emitter:
             queued.receipt.settle(reason)
         with self._changed:
             self._finished += len(settled)
-            self._counters["failed" if reason else "acknowledged"] += len(settled)
+            self._finished_bytes += sum(queued.size for queued in settled)
+            self._acknowledged += 0 if reason else len(settled)
             self._changed.notify_all()
 
 
-def _topic(outgoing: tuple[_Queued, Outgoing]) -> str:
-    return outgoing[1].topic
+def _topic(ready: tuple[_Queued, Outgoing]) -> str:
+    return ready[1].topic
+
+
+def _size(payload: object) -> int:
+    """About how many characters of text a payload holds; 0 for what is none."""
+    size = 0
+    for value in getattr(payload, "__dict__", {}).values():
+        if type(value) is str:
+            size += len(value)
+        elif value and type(value) is tuple:
+            size += sum(len(each) if type(each) is str else _size(each) for each in value)
+    return size
 
 
 _EMITTERS: weakref.WeakSet[Emitter] = weakref.WeakSet()

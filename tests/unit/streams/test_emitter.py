@@ -102,13 +102,13 @@ def test_emit_does_not_wait_for_the_writer(log: AwayLog):
 
 def test_a_full_queue_and_a_closed_emitter_fail_the_receipt_and_are_counted(log: AwayLog):
     masker = HeldMasker()
-    emitter = emitter_into(log, masker=masker, capacity=2)
+    emitter = emitter_into(log, masker=masker, capacity=3)
     first = emitter.emit(feedback())
     assert masker.entered.wait(10)
     kept = [emitter.emit(feedback()) for _ in range(2)]
     lost = emitter.emit(feedback())
     assert not lost.wait(0)
-    assert lost.reason == "the queue is full (2 events)"
+    assert lost.reason == "the queue is full (3 events)"
     masker.go.set()
     emitter.close()
     assert all(receipt.wait(0) for receipt in (first, *kept))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,17 @@ from streams.codec import encode
 from streams.embedded import EmbeddedLog
 from streams.events import LLM_FEEDBACK, OPS_RELEASES, Event, FeedbackGiven, ReleaseChanged
 from streams.log import Record
-from streams.outbox import BATCH, Outbox, Outgoing
+from streams.outbox import Outbox
+from streams.outbox_reading import BATCH
+from streams.segments import Outgoing
+
+
+def put(outbox: Outbox, records: Sequence[Outgoing]) -> None:
+    """Put records under the next sequence numbers."""
+    issued = outbox.writer.issued.numbers
+    group = list(enumerate(records, issued[0] + 1))
+    issued[0] += len(records)
+    outbox.put(group, issued[0])
 
 
 def outgoing(number: int) -> Outgoing:
@@ -42,8 +52,10 @@ def log(tmp_path: Path) -> FaultyLog:
 
 
 @pytest.fixture
-def outbox(tmp_path: Path) -> Outbox:
-    return Outbox(tmp_path / "outbox")
+def outbox(tmp_path: Path) -> Iterator[Outbox]:
+    outbox = Outbox(tmp_path / "outbox")
+    yield outbox
+    outbox.close()
 
 
 def ids(log: FaultyLog, topic: str = LLM_FEEDBACK) -> list[str]:
@@ -60,7 +72,7 @@ def forward_all(outbox: Outbox, log: FaultyLog) -> int:
 
 def test_everything_goes_once_in_batches(outbox: Outbox, log: FaultyLog):
     number = BATCH * 2 + 3
-    outbox.put([outgoing(each) for each in range(number)])
+    put(outbox, [outgoing(each) for each in range(number)])
     assert outbox.waiting() == number
     assert forward_all(outbox, log) == number
     assert ids(log) == sorted(f"e{each}" for each in range(number))
@@ -69,7 +81,7 @@ def test_everything_goes_once_in_batches(outbox: Outbox, log: FaultyLog):
 
 def test_a_crash_after_the_log_took_the_batch_sends_nothing_again(outbox: Outbox, log: FaultyLog, tmp_path: Path):
     log.append(LLM_FEEDBACK, [outgoing(100).record])
-    outbox.put([outgoing(0), outgoing(1), release(0)])
+    put(outbox, [outgoing(0), outgoing(1), release(0)])
 
     def taken_then_gone(records: Sequence[Record], append: Callable[[], object]) -> None:
         append()
@@ -80,14 +92,14 @@ def test_a_crash_after_the_log_took_the_batch_sends_nothing_again(outbox: Outbox
         with pytest.raises(Unavailable):
             Outbox(tmp_path / "outbox").forward(log)
     log.fault = None
-    outbox.put([outgoing(2)])
+    put(outbox, [outgoing(2)])
     assert forward_all(Outbox(tmp_path / "outbox"), log) == 4
     assert ids(log) == ["e0", "e1", "e100", "e2"]
     assert ids(log, OPS_RELEASES) == ["r0"]
 
 
 def test_a_crash_before_the_log_took_the_batch_sends_it_then(outbox: Outbox, log: FaultyLog):
-    outbox.put([outgoing(0)])
+    put(outbox, [outgoing(0)])
 
     def gone(records: Sequence[Record], append: Callable[[], object]) -> None:
         raise Unavailable("away")
@@ -101,7 +113,7 @@ def test_a_crash_before_the_log_took_the_batch_sends_it_then(outbox: Outbox, log
 
 
 def test_a_record_the_log_refuses_does_not_hold_up_the_others(outbox: Outbox, log: FaultyLog):
-    outbox.put([outgoing(each) for each in range(5)])
+    put(outbox, [outgoing(each) for each in range(5)])
 
     def picky(records: Sequence[Record], append: Callable[[], object]) -> None:
         if any(each.key == "i3" for each in records):

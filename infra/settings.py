@@ -40,6 +40,9 @@ class LogSettings(Value):
     backend: Literal["embedded", "kafka"] = Field("embedded", description="'embedded' (SQLite) or 'kafka'.")
     bootstrap_servers: str = Field("127.0.0.1:9092", description="Kafka brokers, host:port[,host:port…].")
     partitions: int = Field(3, ge=1, le=256, description="Partitions of topics created by Quillstream.")
+    retention_days: float = Field(
+        30.0, ge=0, description="Days that records stay on topics that are not compacted; 0: for ever."
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="Kafka transport security."
     )

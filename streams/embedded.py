@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from infra.errors import QuillError
+from streams.embedded_cleaning import Cleaner
 from streams.embedded_group import EmbeddedReader
 from streams.embedded_records import EPOCH, SCHEMA, fetch, pack_headers
 from streams.log import (
@@ -46,17 +47,23 @@ class _Append:
 
 
 class EmbeddedLog:
-    """`EventLog` in the SQLite file at `path`; `partitions` is for topics it creates. Safe for threads and forks."""
+    """`EventLog` in the SQLite file at `path`; `partitions` is for topics it creates. Safe for threads and forks.
+
+    Records are kept for `streams.retention.retention(topic, retention_days)`; compacted topics are compacted. Whoever
+    appends or is member of a group removes the rest, a little at a time.
+    """
 
     def __init__(
         self,
         path: Path,
         *,
         partitions: int = 3,
+        retention_days: float = 0.0,
         session_timeout: float = SESSION_TIMEOUT,
         max_poll_interval: float = MAX_POLL_INTERVAL,
     ) -> None:
         self._file = SqliteFile(path, SCHEMA, "the event log")
+        self._cleaner = Cleaner(self._file, retention_days)
         self._new_partitions = partitions
         self._session_timeout = session_timeout
         self._max_poll_interval = max_poll_interval
@@ -86,6 +93,7 @@ class EmbeddedLog:
                 self._write(waiting, mine)
         if mine.places is None:
             raise mine.error or AssertionError
+        self._cleaner.step_if_due()
         return mine.places
 
     def read(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> list[StoredRecord]:
@@ -118,7 +126,9 @@ class EmbeddedLog:
         """See `EventLog`."""
         with self._file.reading() as connection:
             rows = connection.execute(
-                "SELECT number, coalesce(positions.next_offset, 0) FROM partitions LEFT JOIN positions"
+                "SELECT number, max(coalesce(positions.next_offset, 0), coalesce("
+                '(SELECT min("offset") FROM records WHERE partition = partitions.id), partitions.next_offset))'
+                " FROM partitions LEFT JOIN positions"
                 " ON positions.partition = partitions.id AND consumer_group = ? WHERE topic = ? ORDER BY number",
                 (group, topic),
             )
@@ -132,11 +142,16 @@ class EmbeddedLog:
             group,
             topics,
             append=self._append,
+            clean=self._cleaner.step_if_due,
             session_timeout=self._session_timeout,
             max_poll_interval=self._max_poll_interval,
         )
         reader.start()
         return reader
+
+    def clean(self) -> bool:
+        """Remove some of what need not be kept, now; True when there may be more. It is done without being asked."""
+        return self._cleaner.step()
 
     def close(self) -> None:
         """See `EventLog`."""

@@ -63,6 +63,7 @@ class EmbeddedReader:
         topics: Sequence[str],
         *,
         append: Callable[[sqlite3.Connection, str, Sequence[Record]], object],
+        clean: Callable[[], None],
         session_timeout: float,
         max_poll_interval: float,
     ) -> None:
@@ -71,6 +72,7 @@ class EmbeddedReader:
         self._group = group
         self._topics = sorted(set(topics))
         self._append = append
+        self._clean = clean
         self._session_timeout = session_timeout
         self._max_poll_interval = max_poll_interval
         self._claims: dict[tuple[str, int], _Claim] = {}
@@ -180,6 +182,7 @@ class EmbeddedReader:
         if time.monotonic() - self._last_poll < self._max_poll_interval:
             with self._file.writing() as connection:
                 connection.execute("UPDATE members SET heartbeat = ? WHERE id = ?", (time.time(), self.member))
+        self._clean()
 
     def _fetch(self, limit: int) -> list[StoredRecord]:
         records: list[StoredRecord] = []

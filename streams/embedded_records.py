@@ -24,7 +24,14 @@ CREATE TABLE IF NOT EXISTS positions (
     consumer_group TEXT NOT NULL, partition INTEGER NOT NULL REFERENCES partitions,
     next_offset INTEGER NOT NULL DEFAULT 0, member TEXT, generation INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (consumer_group, partition));
+CREATE TABLE IF NOT EXISTS compacted (
+    partition INTEGER PRIMARY KEY REFERENCES partitions, next_offset INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS newest (
+    partition INTEGER NOT NULL REFERENCES partitions, key TEXT NOT NULL, "offset" INTEGER NOT NULL, tombstone INTEGER,
+    PRIMARY KEY (partition, key)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS tombstones ON newest (partition, tombstone) WHERE tombstone IS NOT NULL;
 """
+# `compacted` says how far compaction has come, `newest` where the last record of each key before that lies.
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 """Times are kept as microseconds since then."""
 

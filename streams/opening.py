@@ -15,7 +15,9 @@ def open_log(settings: Settings) -> EventLog:
         from streams.kafka import KafkaLog
 
         return KafkaLog(settings.log)
-    return EmbeddedLog(settings.home / "log.db", partitions=settings.log.partitions)
+    return EmbeddedLog(
+        settings.home / "log.db", partitions=settings.log.partitions, retention_days=settings.log.retention_days
+    )
 
 
 def open_emitter(settings: Settings, log: EventLog, source: str = "quillstream") -> Emitter:

@@ -14,6 +14,7 @@ from pathlib import Path
 from infra.errors import CorruptArtifact, Unavailable
 
 BUSY_SECONDS = 30.0
+_BUSY_MS = int(BUSY_SECONDS * 1000)
 PAGE_BYTES = 8192
 """Of new files. Records of 1 KB leave less of a page empty than in SQLite's own 4 KB."""
 OPENING_SECONDS = 0.002
@@ -59,6 +60,17 @@ class SqliteFile:
                 except BaseException:
                     connection.rollback()
                     raise
+
+    def checkpoint(self) -> bool:
+        """Move the write-ahead log into the file and empty it; False when somebody reads or writes just now."""
+        with self._clear_errors(), self._turn():
+            connection = self._connection()
+            connection.execute("PRAGMA busy_timeout=1")
+            try:
+                busy: int = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            finally:
+                connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+        return not busy
 
     def release(self) -> None:
         """Close the calling thread's connection; called by threads that end before the file is closed."""
@@ -142,6 +154,7 @@ def _prepare(connection: sqlite3.Connection, schema: str) -> None:
             time.sleep(0.02)
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES}")
+    connection.execute("PRAGMA secure_delete=ON")  # what is removed is not to be found in the file any more
     version = zlib.crc32(schema.encode()) & 0x7FFFFFFF
     if connection.execute("PRAGMA user_version").fetchone()[0] != version:
         connection.executescript(f"BEGIN IMMEDIATE; {schema} PRAGMA user_version={version}; COMMIT;")
@@ -161,4 +174,4 @@ def _begin(connection: sqlite3.Connection) -> None:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
     finally:
-        connection.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
+        connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")

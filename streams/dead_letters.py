@@ -50,10 +50,15 @@ def dead_letter_topic(topic: str) -> str:
     return f"{topic}.dlq"
 
 
+def reason_of(error: Exception) -> str:
+    """Kind and text of an error, at most `MAX_REASON` characters."""
+    return f"{type(error).__name__}: {error}"[:MAX_REASON]
+
+
 def letter_of(record: StoredRecord, error: Exception, attempts: int) -> Record:
     """The dead letter of a record: what it was, and why it could not be handled."""
     reason = {
-        _ERROR: f"{type(error).__name__}: {error}"[:MAX_REASON],
+        _ERROR: reason_of(error),
         "dlq_attempts": str(attempts),
         "dlq_topic": record.topic,
         "dlq_partition": str(record.partition),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def records() -> list[Record]:
     mixed = [encode(event(number)) for number in range(GOOD)]
     for number, spoil in enumerate(kinds):
         good = encode(event(GOOD + number))
-        mixed.insert(99 * number, good.model_copy(update={"value": spoil(json.loads(good.value))}))
+        mixed.insert(99 * number, replace(good, value=spoil(json.loads(good.value))))
     return mixed
 
 

@@ -1,6 +1,6 @@
 """What an application imports. Nothing is loaded before it is used: the import itself takes milliseconds.
 
-`wrap(client)` records the calls of an `openai.OpenAI` client, `emit` puts a fact on the stream, `feedback` what a
+`wrap(client)` records the calls of an `openai` client, `emit` puts a fact on the stream, `feedback` what a
 person says of an answer, `prompts.get` reads a prompt. The values and protocols behind them stand beside them.
 """
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         InteractionRecorded,
         ReleaseChanged,
         ReleaseRef,
+        ToolCall,
+        TraceSpan,
         Unscored,
         Usage,
         Verdict,
@@ -60,7 +62,7 @@ _PLACES = {
     "streams.emitter": "Emitter Receipt",
     "streams.events": (
         "AlertChanged Citation DocumentDeleted DocumentUpserted EvaluationRecorded Event FeedbackGiven "
-        "InteractionRecorded ReleaseChanged ReleaseRef Unscored Usage Verdict"
+        "InteractionRecorded ReleaseChanged ReleaseRef ToolCall TraceSpan Unscored Usage Verdict"
     ),
     "streams.log": "EventLog Record StoredRecord",
     "streams.masking": "Masked Masker",
@@ -110,6 +112,8 @@ __all__ = [
     "Settings",
     "SettingsError",
     "StoredRecord",
+    "ToolCall",
+    "TraceSpan",
     "Unavailable",
     "Unscored",
     "Usage",

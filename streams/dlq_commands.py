@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra.cli import JsonFlag, console, print_json, print_rows
-from infra.errors import InputError
+from infra.errors import InputError, NotFound
 
 if TYPE_CHECKING:
     from streams.dead_letters import DeadLetter
@@ -31,7 +31,9 @@ def register(app: typer.Typer) -> None:
 
 @dlq_app.command("list")
 def list_letters(
-    topics: Annotated[list[str] | None, typer.Argument(metavar="[TOPIC]…", help="Topics; default: all.")] = None,
+    topics: Annotated[
+        list[str] | None, typer.Argument(metavar="[TOPIC]…", help="Any topics; default: those of the contract.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """List the dead letters, oldest first within a topic."""
@@ -39,7 +41,7 @@ def list_letters(
     from streams.events import TOPICS
 
     with _log() as log:
-        letters = [letter for topic in topics or TOPICS for letter in dead_letters(log, topic)]
+        letters = [letter for topic in _known(log, topics) or TOPICS for letter in dead_letters(log, topic)]
     if as_json:
         print_json([_row(letter) for letter in letters])
         return
@@ -110,6 +112,20 @@ def replay_letters(
         before = f"replayed {row['before']:%Y-%m-%d %H:%M}; once more with --again" if row["before"] else ""
         _print(f"{row['letter']} → {row['to'] or before}")
     _print(f"{sum(row['replayed'] for row in rows)} of {len(rows)} dead letters replayed")
+
+
+def _known(log: EventLog, topics: list[str] | None) -> list[str]:
+    """The topics that are named, by their own names or those of their dead letters. `NotFound` for what is neither."""
+    from streams.dead_letters import dead_letter_topic
+    from streams.events import TOPICS
+    from streams.log import check_appendable
+
+    named = [topic.removesuffix(".dlq") for topic in topics or []]
+    for topic in named:
+        check_appendable(topic, [])
+        if topic not in TOPICS and not log.partitions(topic) and not log.partitions(dead_letter_topic(topic)):
+            raise NotFound("the log has no such topic", seen=topic, fix="leave it out to list those of the contract")
+    return named
 
 
 @contextmanager

@@ -47,8 +47,9 @@ PUBLIC = """
     AlertChanged Answer AnswerRequest Answerer ChatModel Citation Completion Conflict CorruptArtifact Decoding
     DocumentDeleted DocumentUpserted Emitter EvaluationRecorded Event EventLog FeedbackGiven InputError
     InteractionRecorded Judge JudgeInput Judgement Masked Masker Message NotFound QuillError Receipt Record
-    ReleaseChanged ReleaseRef RetrievedChunk Retriever SearchResult Settings SettingsError StoredRecord Unavailable
-    Unscored Usage Verdict __version__ emit feedback load_settings open_emitter open_log prompts wrap
+    ReleaseChanged ReleaseRef RetrievedChunk Retriever SearchResult Settings SettingsError StoredRecord ToolCall
+    TraceSpan Unavailable Unscored Usage Verdict __version__ emit feedback load_settings open_emitter open_log prompts
+    wrap
 """
 OPTIONS = {
     "up": {"--port", "--features/--no-features", "--monitor/--no-monitor", "--intake/--no-intake"},

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import quillstream
 
 HEAVY = ["torch", "dagster", "kafka", "sqlalchemy", "openai", "fastapi", "pydantic", "transformers"]
@@ -45,13 +47,18 @@ def test_an_unknown_name_is_an_attribute_error():
     assert "'nothing'" in outcome.stdout
 
 
-def test_a_foreign_package_with_the_name_of_a_room_is_named_with_both_paths(tmp_path: Path):
-    foreign = tmp_path / "streams"
+@pytest.mark.parametrize(("room", "use"), [("streams", "emit"), ("store", "prompts"), ("infra", "Settings")])
+@pytest.mark.parametrize("imported", [False, True], ids=["in the path", "imported before"])
+def test_a_foreign_package_with_the_name_of_a_room_is_named_with_both_paths(
+    tmp_path: Path, room: str, use: str, imported: bool
+):
+    foreign = tmp_path / room
     foreign.mkdir()
-    (foreign / "__init__.py").write_text("raise SystemExit('foreign code ran')\n")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport quillstream\nquillstream.emit"
+    (foreign / "__init__.py").write_text("" if imported else "raise SystemExit('foreign code ran')\n")
+    first = f"import {room}\n" if imported else ""
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{first}import quillstream\nquillstream.{use}"
     outcome = run(code, cwd=tmp_path)
     assert outcome.returncode == 1
     assert "ImportError" in outcome.stderr
     assert str(foreign) in outcome.stderr
-    assert str(Path(quillstream.__file__).parent.parent / "streams") in outcome.stderr
+    assert str(Path(quillstream.__file__).parent.parent / room) in outcome.stderr

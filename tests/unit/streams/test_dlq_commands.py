@@ -98,6 +98,19 @@ def test_letters_are_listed_with_what_a_program_needs(quill: Quill, log: Embedde
     assert len(quill.json("list", LLM_FEEDBACK, LLM_INTERACTIONS)) == 2
 
 
+def test_letters_of_any_topic_are_listed_by_its_name_or_theirs(quill: Quill, log: EmbeddedLog):
+    log.append("jobs.done", [Record(key="k", value=b"no event")])
+    assert quill.json("list", "jobs.done") == []
+    consumer = Consumer(log, "g", {"jobs.done": lambda event, record: None})
+    consumer.run_until({"jobs.done": log.end_offsets("jobs.done")}, 30)
+    assert quill.json("list") == []
+    (row,) = quill.json("list", "jobs.done")
+    assert quill.json("list", "jobs.done.dlq") == [row]
+    assert quill.json("list", LLM_FEEDBACK) == []
+    with pytest.raises(NotFound, match=r"no such topic.*jobs\.doen"):
+        quill.run("list", "jobs.doen")
+
+
 def test_nothing_in_a_letter_steers_the_terminal(quill: Quill, log: EmbeddedLog):
     fill(log)
     consume(log)

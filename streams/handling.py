@@ -89,7 +89,7 @@ class Handling:
                 pairs.append((decode(delivery.record), delivery))
             except UndecodableEvent as error:
                 self._put_aside(delivery, error)
-        return self._try(pairs, stop) and self._append(stop)
+        return self._try(pairs, stop) and self._send_off(stop)
 
     def _try(self, pairs: Sequence[Pair], stop: threading.Event) -> bool:
         ready = self._ready(pairs)
@@ -169,24 +169,25 @@ class Handling:
             room.remove(delivery)
             self.counters["retried"] += 1
 
-    def _append(self, stop: threading.Event) -> bool:
-        """Make what goes elsewhere durable; False when `stop` came first."""
+    def _send_off(self, stop: threading.Event) -> bool:
+        """Make durable what waits or is put aside; False when `stop` came first."""
         pause = self._backoff
         while self._outgoing:
             topic = self._outgoing[0].topic
-            group = [each for each in self._outgoing if each.topic == topic]
             try:
-                places = self._events.append(topic, [each.record for each in group])
+                self._append(topic, [each for each in self._outgoing if each.topic == topic])
             except Unavailable as error:
-                _log.warning("%d records for %s wait: %s", len(group), topic, error)
+                _log.warning("%d records on their way to %s wait: %s", len(self._outgoing), topic, error)
                 if stop.wait(pause):
                     return False
                 pause = min(2 * pause, MAX_BACKOFF_SECONDS)
-                continue
-            for outgoing, place in zip(group, places, strict=True):
-                self._appended(outgoing, place)
-            self._outgoing = [each for each in self._outgoing if each.topic != topic]
         return True
+
+    def _append(self, topic: str, group: Sequence[Outgoing]) -> None:
+        places = self._events.append(topic, [each.record for each in group])
+        for outgoing, place in zip(group, places, strict=True):
+            self._appended(outgoing, place)
+        self._outgoing = [each for each in self._outgoing if each.topic != topic]
 
     def _appended(self, outgoing: Outgoing, place: tuple[int, int]) -> None:
         delivery = outgoing.delivery

@@ -88,10 +88,10 @@ EMBEDDED_LOG = (
     Point("inside the append's transaction", "emit", "streams.embedded:headers_to_json", "after"),
 )
 SINK = (
-    *both("a record is handled", "consume", "streams.consumer:Consumer._handle"),
+    *both("a record is handled", "consume", "streams.handling:Handling._call"),
     *both("events are stored", "consume", "store.interactions:InteractionStore.put_many"),
     Point("inside the store's transaction", "consume", "store.interactions:_put_interactions", "after"),
-    *both("a dead letter is written", "consume", "streams.consumer:Consumer._put_aside"),
+    *both("a dead letter is written", "consume", "streams.handling:Handling._append"),
 )
 POINTS: Mapping[str, tuple[Point, ...]] = {
     "embedded": (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from monitoring.recording import Recorder, chosen_with
 from monitoring.text_features import is_refusal
 from monitoring.watch import Watch
 from store.opening import Store
-from streams.consumer import Consumer
+from streams.consumer import DELAYS, Batched, Consumer
 from streams.events import (
     EVALUATION_CHANNEL,
     LLM_EVALUATIONS,
@@ -44,6 +44,8 @@ REFUSAL_KEY = "refusal-rate:response"
 REFUSAL_WARMUP = 50
 """Answers whose share of refusals counts as usual; fewer cannot tell a burst from a beginning."""
 LOOK_FOR_REFERENCE_SECONDS = 5.0
+BATCH = 16
+"""Events stored and judged at once: few enough that a slow judge is done with them before the group gives it up."""
 
 
 class Monitor:
@@ -75,6 +77,7 @@ class Monitor:
         self._reference: Reference | None = None
         self._drift: Watch | None = None
         self._refusals = refusal_watch(store)
+        self._running: Consumer | None = None
         self._recorder = Recorder(log, store)
         self._desk = AlertDesk(log, store)
 
@@ -87,25 +90,36 @@ class Monitor:
         seconds passed; the number of records handled here."""
         return self._consumer().run_until(targets, timeout)
 
-    def handle(self, event: Event, _record: StoredRecord | None = None) -> None:
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """See `Consumer.counters`; of the last `run`, or `run_until`, of this monitor."""
+        return self._running.counters if self._running is not None else {}
+
+    def handle(self, event: Event, record: StoredRecord | None = None) -> None:
         """Everything that one event of the stream sets off here."""
-        interaction = event.data
-        if not isinstance(interaction, InteractionRecorded):
-            self._store.interactions.put(event)
-            return
-        self._store.interactions.put(event)
-        self._recorder.judge(interaction, self._local, probability=1.0)
-        # Drift before the slow judge: an alert must not wait for a language model.
-        if interaction.channel != EVALUATION_CHANNEL:
-            self._watch(interaction, event.time)
-        probability = chosen_with(interaction, self._sample)
-        if self._llm is not None and probability > 0:
-            self._recorder.judge(interaction, self._llm, probability=probability)
+        del record
+        self._handle([event])
+
+    def _handle(self, events: Sequence[Event]) -> None:
+        """All of them are stored before the first is judged: what happened must not wait for a judge."""
+        self._store.interactions.put_many(events)
+        stored = [(event.time, event.data) for event in events if isinstance(event.data, InteractionRecorded)]
+        self._recorder.judge_many([interaction for _, interaction in stored], self._local, probability=1.0)
+        for moment, interaction in stored:
+            # Drift before the slow judge: an alert must not wait for a language model.
+            if interaction.channel != EVALUATION_CHANNEL:
+                self._watch(interaction, moment)
+            probability = chosen_with(interaction, self._sample)
+            if self._llm is not None and probability > 0:
+                self._recorder.judge(interaction, self._llm, probability=probability)
 
     def _consumer(self) -> Consumer:
         self._log.ensure_topics([LLM_INTERACTIONS, LLM_FEEDBACK, LLM_EVALUATIONS, OPS_ALERTS])
         self._look_for_reference()
-        return Consumer(self._log, GROUP, {LLM_INTERACTIONS: self.handle, LLM_FEEDBACK: self.handle})
+        handler = Batched(lambda pairs: self._handle([event for event, _ in pairs]), BATCH)
+        handlers = {LLM_INTERACTIONS: handler, LLM_FEEDBACK: handler}
+        self._running = Consumer(self._log, GROUP, handlers, delays=DELAYS)
+        return self._running
 
     def _watch(self, interaction: InteractionRecorded, moment: datetime) -> None:
         try:

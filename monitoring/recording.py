@@ -1,8 +1,9 @@
-"""Judging one stored interaction and writing down what the judge said, once."""
+"""Judging stored interactions and writing down what the judge said, once."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 
 from infra.identity import content_id
 from store.opening import Store
@@ -23,29 +24,27 @@ class Recorder:
         self._store = store
 
     def judge(self, interaction: InteractionRecorded, judge: Judge, *, probability: float) -> bool:
-        """Judge and record unless this judge did so before; False in that case.
+        """Judge and record unless this judge did so before; False in that case. See `judge_many`."""
+        return self.judge_many([interaction], judge, probability=probability) > 0
+
+    def judge_many(self, interactions: Sequence[InteractionRecorded], judge: Judge, *, probability: float) -> int:
+        """Judge and record those that this judge did not judge before, in one append and one transaction; how many.
 
         Interactions that failed, were cancelled or refused are Unscored without asking the judge.
         """
-        known = self._store.interactions.evaluations([interaction.interaction_id])
-        if any(evaluation.judge == judge.id for evaluation in known):
-            return False
-        judgement = _judgement(interaction, judge)
-        evaluation = EvaluationRecorded(
-            interaction_id=interaction.interaction_id,
-            judge=judgement.judge,
-            judge_model=judge.model,
-            same_model_as_writer=bool(
-                judge.model and interaction.release is not None and interaction.release.model == judge.model
-            ),
-            scores=judgement.scores,
-            sampled_with=probability,
-            latency_ms=judgement.latency_ms,
-        )
-        event = Event(id=evaluation_event_id(interaction.interaction_id, judge.id), source="monitor", data=evaluation)
-        self._log.append(LLM_EVALUATIONS, [encode(event)])
-        self._store.interactions.put(event)
-        return True
+        named = {interaction.interaction_id: interaction for interaction in interactions}
+        known = self._store.interactions.evaluations(list(named))
+        for evaluation in known:
+            if evaluation.judge == judge.id:
+                named.pop(evaluation.interaction_id, None)
+        if not named:
+            return 0
+        subjects = list(named.values())
+        judgements = zip(subjects, _judgements(subjects, judge), strict=True)
+        events = [_evaluation(interaction, judge, judgement, probability) for interaction, judgement in judgements]
+        self._log.append(LLM_EVALUATIONS, [encode(event) for event in events])
+        self._store.interactions.put_many(events)
+        return len(events)
 
 
 def chosen_with(interaction: InteractionRecorded, sample: float) -> float:
@@ -66,9 +65,29 @@ def evaluation_event_id(interaction_id: str, judge_id: str) -> str:
     return content_id("evaluation", [interaction_id, judge_id]).removeprefix("sha256:")[:32]
 
 
-def _judgement(interaction: InteractionRecorded, judge: Judge) -> Judgement:
-    reason = NOT_JUDGED.get(interaction.finish_reason)
-    if reason is not None:
-        return Judgement(judge=judge.id, scores=tuple(Unscored(criterion=c, reason=reason) for c in CRITERIA))
-    subject = JudgeInput(prompt=interaction.prompt, response=interaction.response, context=interaction.context)
-    return judge.judge([subject])[0]
+def _evaluation(interaction: InteractionRecorded, judge: Judge, judgement: Judgement, probability: float) -> Event:
+    evaluation = EvaluationRecorded(
+        interaction_id=interaction.interaction_id,
+        judge=judgement.judge,
+        judge_model=judge.model,
+        same_model_as_writer=bool(
+            judge.model and interaction.release is not None and interaction.release.model == judge.model
+        ),
+        scores=judgement.scores,
+        sampled_with=probability,
+        latency_ms=judgement.latency_ms,
+    )
+    return Event(id=evaluation_event_id(interaction.interaction_id, judge.id), source="monitor", data=evaluation)
+
+
+def _judgements(interactions: Sequence[InteractionRecorded], judge: Judge) -> Iterator[Judgement]:
+    """One of each interaction, same order; the judge is asked once for all that it has to see."""
+    asked = [each for each in interactions if each.finish_reason not in NOT_JUDGED]
+    subjects = [JudgeInput(prompt=each.prompt, response=each.response, context=each.context) for each in asked]
+    answers = iter(judge.judge(subjects) if subjects else [])
+    for interaction in interactions:
+        reason = NOT_JUDGED.get(interaction.finish_reason)
+        if reason is None:
+            yield next(answers)
+        else:
+            yield Judgement(judge=judge.id, scores=tuple(Unscored(criterion=c, reason=reason) for c in CRITERIA))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -33,7 +34,7 @@ from streams.events import (
     Unscored,
     topic_of,
 )
-from streams.log import lag
+from streams.log import lag, retry_topic
 
 RELEASE = ReleaseRef(release_id="sha256:" + "a" * 64, prompt="grounded-post@1", model="writer")
 SUBJECTS = ("lora", "quantization", "retrieval", "chunking", "embeddings", "reranking", "hnsw", "bm25")
@@ -175,7 +176,7 @@ def test_a_dead_llm_judge_is_unscored_and_stops_nothing(log, store):
 
 def test_a_broken_record_goes_to_the_dead_letters_and_the_rest_is_judged(log, store):
     good = encode(Event(data=interaction("good")))
-    log.append(LLM_INTERACTIONS, [good.model_copy(update={"value": b"not an event"}), good])
+    log.append(LLM_INTERACTIONS, [replace(good, value=b"not an event"), good])
     monitor(log, store).run_until(ends(log), timeout=60)
     assert store.interactions.count() == 1
     assert sum(log.end_offsets(f"{LLM_INTERACTIONS}.dlq").values()) == 1
@@ -253,3 +254,42 @@ def test_opening_pushes_the_rubric_once_and_status_counts(log, store, settings):
     assert before["lag"][LLM_INTERACTIONS] == 2
     assert before["reference"] is None
     assert one is not None
+
+
+def test_a_batch_is_stored_before_its_first_event_is_judged(log, store):
+    stored_at_first_judgement = []
+
+    class Watching(LocalJudge):
+        def judge(self, subjects):
+            stored_at_first_judgement.append((len(subjects), store.interactions.count()))
+            return super().judge(subjects)
+
+    send(log, *(interaction(f"i{n}", finish_reason="refused" if n == 3 else "stop") for n in range(12)))
+    one = monitor(log, store)
+    one._local = Watching(HashEmbedder())
+    one.run_until(ends(log), timeout=60)
+    assert stored_at_first_judgement[0][1] >= stored_at_first_judgement[0][0] > 1
+    assert sum(asked for asked, _ in stored_at_first_judgement) == 11
+    verdicts = events(log, LLM_EVALUATIONS)
+    assert {event.data.interaction_id for event in verdicts} == {f"i{n}" for n in range(12)}
+    assert len(verdicts) == 12
+    assert one.counters["handled"] == 12
+
+
+def test_an_interaction_that_cannot_be_judged_now_waits_and_holds_up_nobody_else(log, store):
+    class Broken(LocalJudge):
+        def judge(self, subjects):
+            if any("i5" in subject.prompt for subject in subjects):
+                raise RuntimeError("a mistake of ours")
+            return super().judge(subjects)
+
+    send(log, *(interaction(f"i{n}", f"What does lora change in i{n}?") for n in range(12)))
+    one = monitor(log, store)
+    one._local = Broken(HashEmbedder())
+    one.run_until(ends(log), timeout=60)
+    assert store.interactions.count() == 12
+    judged = {event.data.interaction_id for event in events(log, LLM_EVALUATIONS)}
+    assert judged == {f"i{n}" for n in range(12)} - {"i5"}
+    assert one.counters["waiting"] == 1
+    (waiting,) = events(log, retry_topic(LLM_INTERACTIONS, GROUP))
+    assert waiting.data.interaction_id == "i5"

@@ -44,6 +44,15 @@ def dataschema(name: str, version: int) -> str:
     return f"urn:quillstream:{name}:{version}"
 
 
+_SPECVERSION = ("ce_specversion", b"1.0")
+_CONTENT_TYPE = ("content-type", CONTENT_TYPE.encode())
+_FIXED = {
+    name: (("ce_type", name.encode()), ("ce_dataschema", dataschema(name, version).encode()))
+    for name, version in VERSIONS.items()
+}
+"""Type of a payload to the headers that are the same for all its events."""
+
+
 def encode(event: Event) -> Record:
     """The record of an event. Raises `InputError` for NaN, NUL and lone surrogates: no store takes them."""
     payload = event.data
@@ -56,17 +65,18 @@ def encode(event: Event) -> Record:
             _check(json.loads(value, parse_constant=_no_constant), texts=_SUSPECT.search(value) is not None)
     except (ValueError, RecursionError) as error:
         raise InputError(f"a {name} event cannot be encoded", seen=event.id, rule=str(error)) from error
+    kind, schema = _FIXED[name]
     headers = (
-        ("ce_specversion", b"1.0"),
+        _SPECVERSION,
         ("ce_id", event.id.encode()),
         ("ce_source", event.source.encode()),
-        ("ce_type", name.encode()),
+        kind,
         ("ce_time", event.time.isoformat().encode()),
         ("ce_partitionkey", key.encode()),
-        ("ce_dataschema", dataschema(name, payload.schema_version).encode()),
-        ("content-type", CONTENT_TYPE.encode()),
+        schema,
+        _CONTENT_TYPE,
     )
-    return Record(key=key, value=value, headers=headers)
+    return Record(key, value, headers)
 
 
 def decode(record: StoredRecord | Record) -> Event:

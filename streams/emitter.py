@@ -25,7 +25,7 @@ from infra.errors import QuillError
 from infra.identity import new_id
 from streams.codec import encode
 from streams.events import Event, Payload, now, topic_of
-from streams.log import EventLog, check_appendable
+from streams.log import MAX_RECORD_BYTES, EventLog, check_appendable
 from streams.masking import Masker, mask_payload
 from streams.outbox import Outbox, OutboxStatus
 from streams.outbox_forwarder import Forwarder
@@ -35,6 +35,8 @@ CAPACITY = 10_000
 CAPACITY_BYTES = 256 << 20
 WINDOW = 0.01
 GROUP_BYTES = 1 << 20
+ALWAYS_SHORT = MAX_RECORD_BYTES // 8
+"""Bytes of a value below which its record is not too long for a log: the key is one of its fields."""
 CLOSE_SECONDS = 5.0
 RETRY_SECONDS = (0.05, 1.0)
 _log = logging.getLogger(__name__)
@@ -285,7 +287,8 @@ class Emitter:
             masked = mask_payload(queued.payload, self._masker)
             record = encode(Event(id=event_id, source=self._source, time=queued.time, data=masked))
             topic = topic_of(masked)
-            check_appendable(topic, [record])
+            if len(record.value) > ALWAYS_SHORT or len(event_id) > ALWAYS_SHORT:
+                check_appendable(topic, [record])
         except Exception as error:  # noqa: BLE001 - one strange payload must not end the thread that writes all others
             # The text of the error may quote the payload, which is not masked: only its kind may be logged.
             _log.warning("event %s could not be encoded: %s", event_id, type(error).__name__)

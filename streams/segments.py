@@ -136,7 +136,8 @@ def packed(sequence: int, outgoing: Outgoing, salt: int) -> tuple[bytes, bytes]:
     for name, value in record.headers:
         texts += (name.encode(), value)
     count = len(texts)
-    body = b"".join((struct.pack(f"<{count + 1}I", count, *map(len, texts)), *texts, record.value))
+    lengths = struct.pack(f"<{count + 1}I", count, *map(len, texts))
+    body = b"".join((lengths, *texts, record.value))
     checked = _CHECKED.pack(len(body), sequence)
     return _FRAME.pack(_MARKER, len(body), crc32c(body, crc32c(checked, salt)), sequence), body
 

@@ -61,8 +61,8 @@ def forwarded(folder: Path, log: EmbeddedLog) -> tuple[list[tuple[str, Record]],
     ends = log.end_offsets(LLM_FEEDBACK)
     outbox = Outbox(folder)
     outbox.inspect()
-    while outbox.forward(log):
-        pass
+    while segments_in(folder):
+        outbox.forward(log)
     return after(log, ends), outbox
 
 

@@ -16,10 +16,11 @@ from store.documents import DocumentStore
 from store.interactions import InteractionStore
 from store.prompts import PromptStore
 from store.releases import ReleaseStore
+from store.replays import ReplayStore
 from streams.log import EventLog
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-SCHEMA = "0001_records"
+SCHEMA = "0002_replays"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Store:
     interactions: InteractionStore
     releases: ReleaseStore
     alerts: AlertStore
+    replays: ReplayStore
     audit: AuditLog
     artifacts: Artifacts
 
@@ -56,6 +58,7 @@ def open_store(settings: Settings, log: EventLog | None = None) -> Store:
         interactions=InteractionStore(engine),
         releases=ReleaseStore(engine, log),
         alerts=AlertStore(engine),
+        replays=ReplayStore(engine),
         audit=AuditLog(engine),
         artifacts=Artifacts(settings.home / "artifacts"),
     )

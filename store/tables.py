@@ -237,6 +237,30 @@ alerts = Table(
     Column("updated_at", UtcTime, nullable=False),
 )
 
+# What one replay is: a window of a topic and what it was run through. `finished_at` is null while it can go on.
+replays = Table(
+    "replays",
+    metadata,
+    Column("name", PlainText, primary_key=True),
+    Column("payload", PlainText, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("finished_at", UtcTime),
+    Column("passed_over", Integer, nullable=False),
+)
+
+# `originals` is a JSON array of evaluations as they were when the interaction was replayed; `answer` is null when it
+# was only judged again.
+replay_results = Table(
+    "replay_results",
+    metadata,
+    Column("replay", PlainText, ForeignKey("replays.name"), primary_key=True),
+    Column("interaction_id", PlainText, primary_key=True),
+    Column("time", UtcTime, nullable=False),
+    Column("originals", PlainText, nullable=False),
+    Column("answer", PlainText),
+    Column("evaluation", PlainText, nullable=False),
+)
+
 audit = Table(
     "audit",
     metadata,

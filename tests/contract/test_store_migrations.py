@@ -24,7 +24,7 @@ def test_migrations_make_exactly_the_tables_of_the_code(store: Store) -> None:
     with reading(store.engine) as connection:
         made = set(inspect(connection).get_table_names()) - {"alembic_version"}
         assert made == set(metadata.tables)
-        assert len(made) == 15
+        assert len(made) == 17
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, metadata) == []
 

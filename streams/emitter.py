@@ -259,7 +259,7 @@ class Emitter:
             group, ended = self._next_group()
             ready = [(queued, outgoing) for queued, outgoing in group if outgoing is not None]
             if self._outbox is not None:
-                self._keep(self._outbox, ready)
+                self._keep(self._outbox, ready, settled=group[-1][0].sequence if group else 0)
             else:
                 for topic, part in groupby(sorted(ready, key=_topic), key=_topic):
                     self._append(topic, list(part))
@@ -296,26 +296,31 @@ class Emitter:
             return None
         return Outgoing(event_id, topic, record)
 
-    def _keep(self, outbox: Outbox, ready: Sequence[tuple[_Queued, Outgoing]]) -> None:
-        group = [(queued.sequence, outgoing) for queued, outgoing in ready]
-        events = [queued for queued, _ in ready]
-        settled = self._finished + len(events)
-        pause = RETRY_SECONDS[0]
+    def _keep(self, outbox: Outbox, ready: Sequence[tuple[_Queued, Outgoing]], settled: int) -> None:
+        """Make a group durable, in smaller parts while that fails, for as long as it fails."""
+        rest, number, pause = ready, len(ready), RETRY_SECONDS[0]
         while True:
+            part = rest[:number]
+            last = settled if len(part) == len(rest) else part[-1][0].sequence
             try:
-                outbox.put(group, settled)
-                break
+                outbox.put([(queued.sequence, outgoing) for queued, outgoing in part], last)
             except QuillError as error:
                 if not self._trouble:
                     _log.warning("events wait in memory: %s", error)
                 self._trouble = str(error)
-            if self._closing.is_set() and time.monotonic() + pause >= self._give_up:
-                self._settle(events, self._trouble)
-                return
-            self._closing.wait(pause) if not self._closing.is_set() else time.sleep(pause)
-            pause = min(2 * pause, RETRY_SECONDS[1])
+                if time.monotonic() + pause >= self._give_up:
+                    self._settle([queued for queued, _ in rest], self._trouble)
+                    return
+                self._closing.wait(pause)
+                if self._closing.is_set():
+                    time.sleep(pause)
+                number, pause = max(1, number // 2), min(2 * pause, RETRY_SECONDS[1])
+                continue
+            self._settle([queued for queued, _ in part])
+            rest = rest[len(part) :]
+            if not rest:
+                break
         self._trouble = ""
-        self._settle(events)
         self._forwarder_for(outbox).wake()
 
     def _append(self, topic: str, ready: Sequence[tuple[_Queued, Outgoing]]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ from streams.events import (
     FeedbackGiven,
     InteractionRecorded,
     ReleaseChanged,
+    ToolCall,
+    TraceSpan,
     Unscored,
     Verdict,
     now,
@@ -27,6 +31,7 @@ from streams.masking import Masker, mask_payload
 MASKER = Masker()
 SECRET = "write to ada@example.org"
 SAFE = "write to [EMAIL]"
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 GUARD = Path(__file__).resolve().parents[4] / "shared" / "data" / "guard" / "presidio_synth" / "synth_dataset_v2.json"
 
 
@@ -37,6 +42,7 @@ GUARD = Path(__file__).resolve().parents[4] / "shared" / "data" / "guard" / "pre
         ("<jürgen@müller.de>", "<[EMAIL]>"),
         ("call +49 (0)30 1234-5678 now", "call [PHONE] now"),
         ("or 0049 30 123456", "or [PHONE]"),
+        ("+4915112345678, which Luhn would take", "[PHONE], which Luhn would take"),
         ("US: (555) 123-4567 or 555-123-4567 x12", "US: [PHONE] or [PHONE]"),
         ("UK 020 7946 0958, France 01.84.17.61.18", "UK [PHONE], France [PHONE]"),
         ("Phone: 9498777106", "Phone: [PHONE]"),
@@ -127,8 +133,8 @@ def test_spans_are_ordered_apart_and_account_for_every_character(text: str):
 
 def interaction(text: str) -> InteractionRecorded:
     return InteractionRecorded(
-        interaction_id="i@example.org",
-        conversation_id="c@example.org",
+        interaction_id="i-0022-00000002",
+        conversation_id="7 4111 1111 1111 1111",
         prompt=text,
         messages=(Message(role="user", content=text),),
         response=text,
@@ -137,6 +143,8 @@ def interaction(text: str) -> InteractionRecorded:
         context=(text,),
         citations=(Citation(marker=1, chunk_id="k", source="s", quote=text, sentence=text, support=1),),
         unsupported=(text,),
+        tool_calls=(ToolCall(name="t", arguments=text, result=text),),
+        spans=(TraceSpan(span_id="s", name=text, kind=text, start=NOON, end=NOON, attributes={"a": text}),),
         tags={"who": text},
     )
 
@@ -145,13 +153,52 @@ def test_every_free_text_of_an_interaction_is_masked_and_ids_are_not():
     assert mask_payload(interaction(SECRET), MASKER) == interaction(SAFE)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("ada@example.org", "EMAIL"),
+        ("whatsapp:+4915112345678", "PHONE"),
+        ("4111111111111111", "CARD"),
+        ("10.0.0.1", "IP"),
+    ],
+)
+def test_ids_that_tell_of_a_person_become_pseudonyms(name: str, kind: str):
+    pseudonym = MASKER.mask_id(name)
+    assert re.fullmatch(rf"\[{kind}:[a-p]{{20}}\]", pseudonym)
+    assert MASKER.mask_id(pseudonym) == pseudonym == MASKER.mask(pseudonym).text
+    assert MASKER.mask_id(name) == pseudonym != MASKER.mask_id(f"{name} ")
+    given = interaction(SAFE).model_copy(
+        update={"interaction_id": name, "conversation_id": name, "session_id": name, "tags": {name: ""}}
+    )
+    kept = mask_payload(given, MASKER)
+    assert isinstance(kept, InteractionRecorded)
+    assert {kept.interaction_id, kept.conversation_id, kept.session_id, *kept.tags} == {pseudonym}
+    feedback = mask_payload(FeedbackGiven(interaction_id=name, reviewer=name, preferred_over=name), MASKER)
+    assert isinstance(feedback, FeedbackGiven)
+    assert {feedback.interaction_id, feedback.reviewer, feedback.preferred_over} == {pseudonym}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "i1",
+        "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
+        "ba02fadc-e7f1-4d70-b0e5-2724406737ac",
+        "n@ 4111111111111111",
+    ],
+)
+def test_ids_that_tell_of_nobody_stay(name: str):
+    assert MASKER.mask_id(name) == name
+
+
 def test_free_text_of_the_other_payloads_is_masked():
     scores = (
         Verdict(criterion="relevance", score=1, justification=SECRET),
         Unscored(criterion="coherence", reason=SECRET),
     )
     evaluation = mask_payload(EvaluationRecorded(interaction_id="i", judge="j@1", scores=scores), MASKER)
-    feedback = FeedbackGiven(interaction_id="i", reviewer=SECRET, comment=SECRET, edited_response=SECRET)
+    feedback = FeedbackGiven(interaction_id="i", comment=SECRET, edited_response=SECRET)
     alert = AlertChanged(
         alert_id="a", alert_key="k", state="open", title=SECRET, detector="d", statistic=1, threshold=1,
         interaction_ids=(), opened_at=now(), note=SECRET,

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from infra.errors import InputError, SettingsError
 from infra.settings import MaskingSettings, load_settings
-from streams.mask_seal import Seal, unmask
+from streams.masking.seal import Seal, unmask
 from streams.masking import Masker, open_masker
 
 KEY = SecretStr(base64.b64encode(bytes(range(32))).decode())

@@ -1,4 +1,4 @@
-"""Masking of personal data and secrets in text, before it touches a disk.
+"""Finding personal data and secrets in a text, and putting placeholders in their place.
 
 Each detector finds candidates with RE2, in time linear in the text, and confirms them (Luhn for cards, ISO 7064 mod 97
 for IBANs, the address parser for IP addresses). What it masks becomes a placeholder such as `[EMAIL]`, or with a key
@@ -8,7 +8,8 @@ texts stay equal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping
 from operator import attrgetter
 
 import re2
@@ -16,27 +17,19 @@ from pydantic import Field
 
 from infra.identity import Value
 from infra.settings import MaskingSettings
-from streams.events import (
-    AlertChanged,
-    EvaluationRecorded,
-    FeedbackGiven,
-    InteractionRecorded,
-    Payload,
-    ReleaseChanged,
-    Score,
-    ToolCall,
-    TraceSpan,
-    Verdict,
-)
-from streams.mask_numbers import Finding, addresses, ibans, numbers
-from streams.mask_patterns import Pattern
-from streams.mask_seal import Seal
-from streams.mask_secrets import emails, secrets
+from streams.masking.numbers import Finding, addresses, ibans, numbers
+from streams.masking.patterns import Pattern
+from streams.masking.seal import Seal
+from streams.masking.secrets import emails, secrets
 
 # Arabic, Persian, Devanagari, Bengali and full-width digits.
 _ZEROS = (0x660, 0x6F0, 0x966, 0x9E6, 0xFF10)
 _DIGITS = re2.compile("[" + "".join(f"{chr(zero)}-{chr(zero + 9)}" for zero in _ZEROS) + "]")
 _TO_ASCII = {zero + digit: 48 + digit for zero in _ZEROS for digit in range(10)}
+_NUMBERS = frozenset({"CARD", "IBAN", "PHONE"})
+_PSEUDONYM = 20
+"""Letters of a pseudonym, of 16 kinds: 80 bits."""
+_TO_LETTERS = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
 
 
 class Span(Value):
@@ -78,6 +71,22 @@ class Masker:
             position = span.end
         return Masked(text="".join([*pieces, text[position:]]), spans=spans)
 
+    def mask_id(self, name: str) -> str:
+        """A name that others refer by: itself, or a pseudonym in its place when something to mask stands in it.
+
+        Equal names get equal pseudonyms, and a pseudonym stays as it is, so what belongs together stays together.
+        Without a `seal` it is made of a hash, by which whoever guesses the name can check the guess. A number alone
+        counts only when it is the whole name or begins with a plus: ids are full of digits.
+        """
+        kind = next((finding.kind for finding in self._findings(name) if _tells(finding, name)), "")
+        if not kind:
+            return name
+        if self._seal:
+            return self._seal.token(kind, name)
+        # Letters only: digits could be taken for a number, and masked once more.
+        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_PSEUDONYM]
+        return f"[{kind}:{digest.translate(_TO_LETTERS)}]"
+
     def _findings(self, text: str) -> list[Finding]:
         readable = text if text.isascii() else _readable(text)
         kept = [Finding(start, end, "") for start, end in self._seal.places(readable)] if self._seal else []
@@ -92,6 +101,11 @@ class Masker:
 def open_masker(settings: MaskingSettings) -> Masker:
     """The masker that the settings name. Raises `SettingsError` for a pattern or a key that cannot be used."""
     return Masker(settings.patterns, Seal(settings.key) if settings.key.get_secret_value() else None)
+
+
+def _tells(finding: Finding, name: str) -> bool:
+    whole = finding.end - finding.start == len(name)
+    return finding.kind not in _NUMBERS or whole or name[finding.start] == "+"
 
 
 def _readable(text: str) -> str:
@@ -110,75 +124,3 @@ def _merged(kept: list[Finding], found: Iterable[Finding]) -> list[Finding]:
         if index == len(kept) or kept[index].start >= finding.end:
             free.append(finding)
     return sorted(kept + free, key=attrgetter("start")) if free else kept
-
-
-def mask_payload(payload: Payload, masker: Masker | None = None) -> Payload:
-    """The payload with its free text masked, ids left alone, and NUL, which no store takes, replaced by U+FFFD.
-
-    Documents pass as they are: they are the user's own corpus, published on purpose, and grounding and citations
-    need them word for word; what people type and models answer is what must not be kept.
-    """
-
-    masking = masker or Masker()
-
-    def text(value: str) -> str:
-        return masking.mask(value.replace("\0", "\ufffd")).text
-
-    def texts(values: Sequence[str]) -> tuple[str, ...]:
-        return tuple(text(value) for value in values)
-
-    match payload:
-        case InteractionRecorded():
-            return _interaction(payload, text, texts)
-        case EvaluationRecorded():
-            return payload.model_copy(update={"scores": tuple(_score(score, text) for score in payload.scores)})
-        case FeedbackGiven():
-            edited = payload.edited_response
-            words = {"comment": text(payload.comment), "reviewer": text(payload.reviewer)}
-            return payload.model_copy(update=words | {"edited_response": edited if edited is None else text(edited)})
-        case AlertChanged():
-            return payload.model_copy(update={"title": text(payload.title), "note": text(payload.note)})
-        case ReleaseChanged():
-            return payload.model_copy(update={"reason": text(payload.reason)})
-        case _:
-            return payload
-
-
-def _interaction(
-    payload: InteractionRecorded, text: Callable[[str], str], texts: Callable[[Sequence[str]], tuple[str, ...]]
-) -> InteractionRecorded:
-    messages = [message.model_copy(update={"content": text(message.content)}) for message in payload.messages]
-    citations = [
-        citation.model_copy(update={"quote": text(citation.quote), "sentence": text(citation.sentence)})
-        for citation in payload.citations
-    ]
-    return payload.model_copy(
-        update={
-            "prompt": text(payload.prompt),
-            "response": text(payload.response),
-            "error": payload.error if payload.error is None else text(payload.error),
-            "messages": tuple(messages),
-            "citations": tuple(citations),
-            "context": texts(payload.context),
-            "unsupported": texts(payload.unsupported),
-            "tool_calls": tuple(_tool_call(call, text) for call in payload.tool_calls),
-            "spans": tuple(_trace_span(span, text) for span in payload.spans),
-            "tags": {name: text(value) for name, value in payload.tags.items()},
-        }
-    )
-
-
-def _tool_call(call: ToolCall, text: Callable[[str], str]) -> ToolCall:
-    result = call.result if call.result is None else text(call.result)
-    return call.model_copy(update={"arguments": text(call.arguments), "result": result})
-
-
-def _trace_span(span: TraceSpan, text: Callable[[str], str]) -> TraceSpan:
-    attributes = {name: text(value) for name, value in span.attributes.items()}
-    return span.model_copy(update={"name": text(span.name), "attributes": attributes})
-
-
-def _score(score: Score, text: Callable[[str], str]) -> Score:
-    if isinstance(score, Verdict):
-        return score.model_copy(update={"justification": text(score.justification)})
-    return score.model_copy(update={"reason": text(score.reason)})

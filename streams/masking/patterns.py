@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import re2
 
 from infra.errors import SettingsError
-from streams.mask_numbers import Finding
+from streams.masking.numbers import Finding
 
 _NAME = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
 _SYNTAX = "https://github.com/google/re2/wiki/Syntax"

@@ -73,6 +73,8 @@ def _number_at(text: str, at: int, floor: int) -> Finding | None:
     before = text[at - 1] if at else ""
     if before == "_" or before.isalnum():
         return None
+    if before == "+" and (phone := _phone_at(text, at, floor)):
+        return phone
     if before != ".":
         if (card := _CARD.match(text, at)) and _is_card(card[0], said=_PAID.search(text[max(0, at - 32) : at])):
             return Finding(at, card.end(), "CARD")

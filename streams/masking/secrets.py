@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import re2
 
-from streams.mask_numbers import Finding
+from streams.masking.numbers import Finding
 
 
 def emails(text: str) -> Iterator[Finding]:

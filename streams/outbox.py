@@ -40,7 +40,7 @@ class OutboxStatus(Value):
 
     waiting: int = Field(ge=0, description="Records that the log does not have yet.")
     rejected: int = Field(ge=0, description="Records that the log refused for good; kept with the reason.")
-    size: int = Field(ge=0, description="Bytes on the disk.")
+    size: int = Field(ge=0, description="Bytes of records on the disk, those set aside too.")
     killed: int = Field(ge=0, description="Emitting processes that ended without closing.")
     lost: int = Field(ge=0, description="Events they had taken and not made durable, where the number is known.")
     torn: int = Field(ge=0, description="Unfinished last groups that were dropped; none was acknowledged.")
@@ -70,6 +70,7 @@ class Outbox:
         self._positions = Positions(folder / "positions")
         self._rejected = Rejected(folder / "rejected.jsonl")
         self._damaged = folder / "damaged"
+        self._former = folder / "outbox.db"
         self._turn = 0
         self.reset()
 
@@ -117,13 +118,13 @@ class Outbox:
 
     def left_over(self) -> bool:
         """An earlier process left something: records, or only the trace of its end."""
-        return bool(segments_in(self.folder)) or bool(left_behind(self.folder))
+        return bool(segments_in(self.folder) or left_behind(self.folder)) or self._former.exists()
 
     def status(self) -> OutboxStatus:
         """What lies here and what was seen."""
         state = self._positions.load()
         seen = {name: getattr(state, name) for name in ("killed", "lost", "torn", "damaged", "gaps")}
-        return OutboxStatus(waiting=self.waiting(), rejected=self.rejected(), size=_bytes_in(self.folder), **seen)
+        return OutboxStatus(waiting=self.waiting(), rejected=self.rejected(), size=self._bytes(), **seen)
 
     def inspect(self) -> None:
         """Look into the end of each writer that died, once, and tell what it lost. Only for the holder of the lock."""
@@ -176,7 +177,7 @@ class Outbox:
 
     def _check_room(self) -> None:
         if time.monotonic() - self._measured > MEASURE_SECONDS:
-            self._size, self._measured = _bytes_in(self.folder), time.monotonic()
+            self._size, self._measured = self._bytes(), time.monotonic()
         if self._size >= self._max_bytes:
             raise Unavailable(
                 "the outbox is full",
@@ -184,6 +185,13 @@ class Outbox:
                 rule=f"at most {self._max_bytes} bytes",
                 fix="bring the log back; the outbox empties by itself then",
             )
+
+    def _bytes(self) -> int:
+        total = self._rejected.size()
+        for each in self.folder.rglob("*.segment"):
+            with suppress(FileNotFoundError):  # forwarded and deleted meanwhile
+                total += each.stat().st_size
+        return total
 
     def _waiting_in(self, segments: Sequence[Segment], state: State) -> int:
         with suppress(FileNotFoundError):  # forwarded and deleted meanwhile
@@ -265,14 +273,6 @@ class Outbox:
 
 def _topic(outgoing: Outgoing) -> str:
     return outgoing.topic
-
-
-def _bytes_in(folder: Path) -> int:
-    total = 0
-    for each in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += each.stat().st_size
-    return total
 
 
 def _send(log: EventLog, topic: str, batch: Sequence[Outgoing]) -> list[tuple[Outgoing, str]]:

@@ -30,6 +30,10 @@ class Rejected:
         except OSError as error:
             raise Unavailable("the outbox cannot be written", seen=self._path, rule=str(error)) from error
 
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return self._path.stat().st_size if self._path.exists() else 0
+
     def count(self) -> int:
         """How many different events were refused."""
         try:

@@ -43,6 +43,9 @@ class LogSettings(Value):
     retention_days: float = Field(
         30.0, ge=0, description="Days that records stay on topics that are not compacted; 0: for ever."
     )
+    frames: bool = Field(
+        False, description="Write several events a record to llm.interactions and llm.evaluations on Kafka."
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="Kafka transport security."
     )

@@ -86,8 +86,9 @@ def _home(settings: Settings) -> str:
 
 def _log(rooms: Rooms) -> str:
     from streams.events import TOPICS
+    from streams.log import events_in
 
-    records = sum(sum(rooms.log.end_offsets(topic).values()) for topic in TOPICS)
+    records = sum(events_in(rooms.log, topic) for topic in TOPICS)
     where = rooms.settings.log.bootstrap_servers if rooms.settings.log.backend == "kafka" else "log.db"
     return f"{records} records in {len(TOPICS)} topics at {where}"
 

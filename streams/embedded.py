@@ -134,6 +134,13 @@ class EmbeddedLog:
             )
             return dict(rows.fetchall())
 
+    def count(self, topic: str, partition: int, start: int, end: int) -> int:
+        """See `EventLog`; exact."""
+        query = 'SELECT count(*) FROM records WHERE partition = ? AND "offset" >= ? AND "offset" < ?'
+        with self._file.reading() as connection:
+            tail = _tails(connection, topic).get(partition)
+            return int(connection.execute(query, (tail[0], start, end)).fetchone()[0]) if tail else 0
+
     def join(self, group: str, topics: Sequence[str]) -> GroupReader:
         """See `EventLog`."""
         self.ensure_topics(topics)

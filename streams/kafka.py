@@ -7,16 +7,14 @@ Groups use Kafka's own protocol with cooperative rebalancing, and readers see wh
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any
 
 from infra.settings import LogSettings
-from streams.events import COMPACTED
+from streams.frames import FRAMABLE
 from streams.kafka_client import (
     DELIVERY_SECONDS,
-    MAX_BATCH_BYTES,
     Cluster,
     GroupIdNotFoundError,
     KafkaError,
@@ -24,12 +22,19 @@ from streams.kafka_client import (
     OffsetSpec,
     TopicPartition,
 )
-from streams.kafka_group import EPOCH, KafkaReader, stored
+from streams.kafka_group import KafkaReader, send
+from streams.kafka_records import EPOCH, Layout
 from streams.log import MAX_POLL_INTERVAL, SESSION_TIMEOUT, GroupReader, Record, StoredRecord, check_appendable
+
+COUNT_SAMPLE = 500
+"""Events that are read to tell how many lie in a longer stretch of a framable topic."""
 
 
 class KafkaLog:
-    """`EventLog` on the cluster that the settings name. Connects at first use. Safe for threads and forks."""
+    """`EventLog` on the cluster that the settings name. Connects at first use. Safe for threads and forks.
+
+    `framable` topics may hold frames, whoever wrote them, and have the offsets of `streams.frames`.
+    """
 
     def __init__(
         self,
@@ -37,39 +42,35 @@ class KafkaLog:
         *,
         session_timeout: float = SESSION_TIMEOUT,
         max_poll_interval: float = MAX_POLL_INTERVAL,
+        framable: Container[str] = FRAMABLE,
     ) -> None:
-        self._settings = settings
         self._cluster = Cluster(settings)
+        self._layout = Layout(framable, settings.frames)
         self._session_timeout = session_timeout
         self._max_poll_interval = max_poll_interval
-        self._known: set[str] = set()
 
     def ensure_topics(self, topics: Sequence[str]) -> None:
         """See `EventLog`. Replication is the cluster's default; an existing topic is left as it is."""
-        for topic in topics:
-            check_appendable(topic, [])
-        new = [topic for topic in topics if topic not in self._known]
-        if not new:
-            return
-        self._cluster.create({topic: self._layout(topic) for topic in new})
-        self._known.update(new)
+        self._cluster.ensure(topics)
 
     def append(self, topic: str, records: Sequence[Record]) -> list[tuple[int, int]]:
         """See `EventLog`."""
         check_appendable(topic, records)
         self.ensure_topics([topic])
+        places = [(0, 0)] * len(records)
         with self._cluster.reaching():
             producer = self._cluster.producer()
-            sent = [
-                producer.send(topic, record.value, key=record.key.encode(), headers=list(record.headers))
-                for record in records
-            ]
+            sent = send(producer, self._layout, topic, records)
             producer.flush(timeout=DELIVERY_SECONDS * 2)
-            done = [future.get(timeout=DELIVERY_SECONDS) for future in sent]
-        return [(metadata.partition, metadata.offset) for metadata in done]
+            for sending, future in sent:
+                # The events of a record have the last of its offsets.
+                end = self._layout.offset(topic, future.get(timeout=DELIVERY_SECONDS).offset + 1)
+                for offset, index in enumerate(sending.indexes, end - len(sending.indexes)):
+                    places[index] = (sending.partition, offset)
+        return places
 
     def read(self, topic: str, partition: int, offset: int, *, limit: int = 1000) -> list[StoredRecord]:
-        """See `EventLog`."""
+        """See `EventLog`. What an open transaction holds back is waited for, or undone, before this returns."""
         end = self.end_offsets(topic).get(partition, 0)
         where = TopicPartition(topic, partition)
         found: list[StoredRecord] = []
@@ -79,16 +80,17 @@ class KafkaLog:
                 return []
             consumer = self._cluster.reader()
             consumer.assign([where])
-            consumer.seek(where, offset)
+            consumer.seek(where, self._layout.position(topic, offset)[0])
             # The end may hold no record (compaction leaves gaps), so it is the position that says when to stop.
-            while len(found) < limit and consumer.position(where) < end:
+            while len(found) < limit and self._layout.offset(topic, consumer.position(where)) < end:
                 batch = consumer.poll(timeout_ms=500, max_records=limit - len(found))
-                found += [stored(record) for record in batch.get(where, [])]
+                for record in batch.get(where, []):
+                    found += self._layout.incoming(record, offset)
                 if clock.monotonic() > deadline:
                     if not found:
                         raise KafkaError(f"no record of {topic}/{partition} came within {DELIVERY_SECONDS:.0f} s")
                     break
-        return found
+        return found[:limit]
 
     def partitions(self, topic: str) -> int:
         """See `EventLog`."""
@@ -113,18 +115,33 @@ class KafkaLog:
         found: Mapping[TopicPartition, OffsetAndMetadata] = {}
         with suppress(GroupIdNotFoundError):
             found = self._cluster.ask(lambda admin: admin.list_group_offsets({group: where})[group]) if where else {}
-        return {each.partition: max(0, found[each].offset) if each in found else 0 for each in where}
+        known = {each.partition: found[each] for each in where if each in found and found[each].offset >= 0}
+        return {
+            each.partition: self._layout.offset(topic, place.offset, place.metadata or "")
+            if (place := known.get(each.partition))
+            else 0
+            for each in where
+        }
+
+    def count(self, topic: str, partition: int, start: int, end: int) -> int:
+        """See `EventLog`. In a framable topic more than `COUNT_SAMPLE` events are told from the first of them."""
+        if start >= end or self._layout.slots(topic) == 1:
+            return max(0, end - start)
+        sample = self.read(topic, partition, start, limit=COUNT_SAMPLE)
+        if len(sample) < COUNT_SAMPLE:
+            return len(sample)
+        return round(len(sample) * (end - sample[0].offset) / (sample[-1].offset + 1 - sample[0].offset))
 
     def join(self, group: str, topics: Sequence[str]) -> GroupReader:
         """See `EventLog`."""
         self.ensure_topics(topics)
         with self._cluster.reaching():
             consumer = self._cluster.member(
-                group, topics, session_timeout=self._session_timeout, max_poll=self._max_poll_interval
+                group, session_timeout=self._session_timeout, max_poll=self._max_poll_interval
             )
-        return KafkaReader(
-            consumer, group, self._cluster, ensure_topics=self.ensure_topics, transaction_timeout=self._session_timeout
-        )
+            return KafkaReader(
+                consumer, group, topics, self._cluster, self._layout, transaction_timeout=self._session_timeout
+            )
 
     def close(self) -> None:
         """See `EventLog`."""
@@ -135,12 +152,4 @@ class KafkaLog:
         if not where:
             return {}
         found = self._cluster.ask(lambda admin: admin.list_partition_offsets(where))
-        return {each.partition: found[each].offset for each in sorted(where)}
-
-    def _layout(self, topic: str) -> dict[str, Any]:
-        configs = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": str(MAX_BATCH_BYTES)}
-        if topic in COMPACTED:
-            configs |= {"cleanup.policy": "compact", "retention.ms": "-1"}
-        elif topic.endswith(".dlq"):
-            configs |= {"retention.ms": "-1"}  # dead letters wait for a person
-        return {"num_partitions": self._settings.partitions, "configs": configs}
+        return {each.partition: self._layout.offset(topic, found[each].offset) for each in sorted(where)}

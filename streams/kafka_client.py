@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -18,6 +18,7 @@ from kafka import (
     OffsetAndMetadata,
     TopicPartition,
 )
+from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
     AuthorizationError,
@@ -36,11 +37,13 @@ from kafka.protocol.consumer import OffsetSpec
 
 from infra.errors import InputError, SettingsError, Unavailable
 from infra.settings import LogSettings
-from streams.log import MAX_RECORD_BYTES
+from streams.kafka_topics import MAX_BATCH_BYTES, topic_layout
+from streams.log import check_appendable
 
 __all__ = [
     "CommitFailedError",
     "ConsumerGroupMetadata",
+    "ConsumerRebalanceListener",
     "FencedInstanceIdError",
     "GroupIdNotFoundError",
     "KafkaConsumer",
@@ -54,8 +57,6 @@ __all__ = [
 
 REACH_SECONDS = 5.0
 DELIVERY_SECONDS = 10.0
-# A batch carries its own header, and a record that zstd cannot shrink keeps its length.
-MAX_BATCH_BYTES = MAX_RECORD_BYTES + (64 << 10)
 
 
 class Cluster:
@@ -65,6 +66,7 @@ class Cluster:
         self._settings = settings
         self._locks: dict[int, threading.RLock] = {}
         self._clients: dict[tuple[int, str], Any] = {}
+        self._known: set[str] = set()
 
     def lock(self) -> threading.RLock:
         """Guards `reader`, which is for one thread at a time."""
@@ -92,9 +94,9 @@ class Cluster:
             raise
         return producer
 
-    def member(self, group: str, topics: Sequence[str], *, session_timeout: float, max_poll: float) -> KafkaConsumer:
+    def member(self, group: str, *, session_timeout: float, max_poll: float) -> KafkaConsumer:
         """A new consumer in a group, with cooperative rebalancing: partitions that stay keep being read meanwhile."""
-        consumer = KafkaConsumer(
+        return KafkaConsumer(
             group_id=group,
             enable_auto_commit=False,
             session_timeout_ms=int(session_timeout * 1000),
@@ -103,22 +105,24 @@ class Cluster:
             partition_assignment_strategy=[CooperativeStickyAssignor],
             **self._reading(),
         )
-        # The member that hands out partitions must know them before it joins, or it may hand out none.
-        for topic in topics:
-            consumer.partitions_for_topic(topic)
-        consumer.subscribe(list(topics))
-        return consumer
 
-    def create(self, layouts: Mapping[str, dict[str, Any]]) -> None:
-        """Create the topics that are missing, and wait until they can be used."""
+    def ensure(self, topics: Iterable[str]) -> None:
+        """Create the topics that are missing, and wait until they can be used. Existing ones are left as they are."""
+        new = [topic for topic in topics if topic not in self._known]
+        for topic in new:
+            check_appendable(topic, [])
+        if not new:
+            return
+        layouts = {topic: topic_layout(topic, self._settings) for topic in new}
         with self.reaching():
             admin = self._admin()
-            created = admin.create_topics(dict(layouts), raise_errors=False)
+            created = admin.create_topics(layouts, raise_errors=False)
             for topic in created["topics"]:
                 error = for_code(topic["error_code"])
                 if topic["error_code"] and error is not TopicAlreadyExistsError:
                     raise error(topic["error_message"])
-            admin.wait_for_topics(list(layouts), timeout_ms=int(REACH_SECONDS * 1000))
+            admin.wait_for_topics(new, timeout_ms=int(REACH_SECONDS * 1000))
+        self._known.update(new)
 
     def ask(self, question: Callable[[KafkaAdminClient], Any]) -> Any:
         """An answer of the cluster, asked again for a while: the coordinator of a first group is made on demand."""
@@ -175,7 +179,7 @@ class Cluster:
             "enable_idempotence": True,
             "compression_type": "zstd",
             "linger_ms": 5,
-            "batch_size": 256 << 10,
+            "batch_size": 1 << 20,
             "max_request_size": MAX_BATCH_BYTES,
             "max_block_ms": int(REACH_SECONDS * 1000),
             "request_timeout_ms": 5000,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ from streams.kafka_client import (
     Cluster,
     CommitFailedError,
     ConsumerGroupMetadata,
+    ConsumerRebalanceListener,
     FencedInstanceIdError,
     KafkaConsumer,
     KafkaError,
@@ -24,11 +25,11 @@ from streams.kafka_client import (
     RebalanceInProgressError,
     TopicPartition,
 )
+from streams.kafka_records import Layout, Sending
 from streams.log import LostPartition, Record, StoredRecord, check_appendable, owned_by_way_of
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Offsets = Mapping[TopicPartition, OffsetAndMetadata]
-Outputs = Sequence[tuple[str, Record]]
+Outputs = Mapping[str, Sequence[Record]]
 
 
 class KafkaReader:
@@ -38,30 +39,38 @@ class KafkaReader:
         self,
         consumer: KafkaConsumer,
         group: str,
+        topics: Sequence[str],
         cluster: Cluster,
+        layout: Layout,
         *,
-        ensure_topics: Callable[[Sequence[str]], None],
         transaction_timeout: float,
     ) -> None:
         self._consumer = consumer
         self._group = group
         self._cluster = cluster
-        self._ensure_topics = ensure_topics
-        self._transactions = Transactions(cluster, f"{group}.{new_id()}", transaction_timeout)
+        self._layout = layout
+        self._transactions = Transactions(cluster, layout, f"{group}.{new_id()}", transaction_timeout)
+        self._changes = _Changes()
         self._rewind: set[TopicPartition] = set()
-        # Next offset to hand out, and to commit, as far as this member moved them itself.
+        # By our offsets: where this member began, what it handed out and committed up to, and what it read ahead.
+        self._starts: dict[TopicPartition, int] = {}
         self._handed: dict[TopicPartition, int] = {}
         self._committed: dict[TopicPartition, int] = {}
+        self._ahead: deque[StoredRecord] = deque()
+        # The member that hands out partitions must know them before it joins, or it may hand out none.
+        for topic in topics:
+            consumer.partitions_for_topic(topic)
+        consumer.subscribe(list(topics), listener=self._changes)
 
     def poll(self, *, max_records: int = 100, timeout: float = 1.0) -> list[StoredRecord]:
         """See `GroupReader`."""
         with self._cluster.reaching():
             self._go_back()
-            batches = self._consumer.poll(timeout_ms=int(timeout * 1000), max_records=max_records)
-            self._forget_lost()
-            self._handed.update((where, records[-1].offset + 1) for where, records in batches.items())
-            self._pass_gaps(batches)
-        return [stored(record) for records in batches.values() for record in records]
+            read = self._fetch(max_records, timeout)
+            self._pass_gaps(read)
+        batch = [self._ahead.popleft() for _ in range(min(max_records, len(self._ahead)))]
+        self._handed.update((TopicPartition(each.topic, each.partition), each.offset + 1) for each in batch)
+        return batch
 
     def commit(self, next_offsets: Mapping[tuple[str, int], int]) -> None:
         """See `GroupReader`."""
@@ -71,13 +80,18 @@ class KafkaReader:
                 self._consumer.commit(offsets, timeout_ms=int(DELIVERY_SECONDS * 1000))
             except (CommitFailedError, FencedInstanceIdError, RebalanceInProgressError) as error:
                 raise self._lost(*sorted(next_offsets)[0]) from error
-        self._note(offsets)
+        self._note(next_offsets)
 
-    def publish(self, outputs: Outputs, next_offsets: Mapping[tuple[str, int], int]) -> None:
+    def publish(self, outputs: Sequence[tuple[str, Record]], next_offsets: Mapping[tuple[str, int], int]) -> None:
         """See `GroupReader`: a transaction of Kafka, which the group's generation fences."""
+        if not outputs and not next_offsets:
+            return
+        records: dict[str, list[Record]] = {}
         for topic, record in outputs:
-            check_appendable(topic, [record])
-        self._ensure_topics([topic for topic, _ in outputs])
+            records.setdefault(topic, []).append(record)
+        for topic, its_records in records.items():
+            check_appendable(topic, its_records)
+        self._cluster.ensure(records)
         try:
             offsets = self._owned(next_offsets)
             member = self._consumer.group_metadata()
@@ -86,14 +100,14 @@ class KafkaReader:
                 raise self._lost(*sorted(next_offsets)[0])
             with self._cluster.reaching():
                 try:
-                    self._transactions.run(outputs, offsets, member, self._are_committed)
+                    self._transactions.run(records, offsets, member, self._are_committed)
                 except (CommitFailedError, FencedInstanceIdError) as error:
                     raise self._lost(*sorted(next_offsets)[0]) from error
         except LostPartition:
             # The generation may have ended while some of the partitions stay with this member.
             self._rewind |= {TopicPartition(*name) for name in next_offsets}
             raise
-        self._note(offsets)
+        self._note(next_offsets)
 
     def assignment(self) -> set[tuple[str, int]]:
         """See `GroupReader`."""
@@ -118,46 +132,75 @@ class KafkaReader:
         owned = self.assignment()
         if lost := {name for name in next_offsets if owned_by_way_of(name, self._group) not in owned}:
             raise self._lost(*sorted(lost)[0])
-        return {TopicPartition(*name): OffsetAndMetadata(offset, "", -1) for name, offset in next_offsets.items()}
+        return {
+            TopicPartition(*name): OffsetAndMetadata(*self._layout.position(name[0], offset), -1)
+            for name, offset in next_offsets.items()
+        }
 
-    def _note(self, offsets: Offsets) -> None:
-        self._committed.update({where: place.offset for where, place in offsets.items()})
+    def _note(self, next_offsets: Mapping[tuple[str, int], int]) -> None:
+        self._committed.update((TopicPartition(*name), offset) for name, offset in next_offsets.items())
 
-    def _forget_lost(self) -> None:
-        owned = self._consumer.assignment()
-        for where in self._handed.keys() - owned:
-            del self._handed[where]
-            self._committed.pop(where, None)
+    def _fetch(self, max_records: int, timeout: float) -> set[TopicPartition]:
+        """Read ahead as much as is wanted; the partitions that brought something."""
+        held = self._consumer.assignment() if self._ahead else set()
+        self._consumer.pause(*held)
+        try:
+            # Also when nothing is wanted: partitions change hands inside the client's poll.
+            batches = self._consumer.poll(timeout_ms=0 if held else int(timeout * 1000), max_records=max_records)
+        finally:
+            self._consumer.resume(*(held & self._consumer.assignment()))
+        for where in self._changes.take():
+            self._forget(where)
+        for where, records in batches.items():
+            start = self._starts.get(where, 0)
+            for record in records:
+                self._ahead += self._layout.incoming(record, start)
+        return set(batches)
+
+    def _forget(self, where: TopicPartition) -> None:
+        """A partition came or went: start from what the group committed, if it is ours now."""
+        for places in (self._starts, self._handed, self._committed):
+            places.pop(where, None)
+        if self._ahead:
+            self._ahead = deque(each for each in self._ahead if (each.topic, each.partition) != where)
+        if self._layout.slots(where.topic) > 1 and where in self._consumer.assignment():
+            self._starts[where] = self._committed_offset(where) or 0
 
     def _go_back(self) -> None:
         """Read on from the committed offset where a transaction failed."""
         for where in sorted(self._rewind & self._consumer.assignment()):
-            offset = self._consumer.committed(where, timeout_ms=int(DELIVERY_SECONDS * 1000))
+            self._forget(where)
+            offset = self._committed_offset(where)
             if offset is None:
                 self._consumer.seek_to_beginning(where)
             else:
-                self._consumer.seek(where, offset)
-            self._handed.pop(where, None)
+                self._consumer.seek(where, self._layout.position(where.topic, offset)[0])
         self._rewind.clear()
 
     def _pass_gaps(self, read: Collection[TopicPartition]) -> None:
         """Commit offsets that hold no record, such as the marker that ends a transaction: nobody would otherwise."""
-        gaps = {}
-        for where in self._consumer.assignment().difference(read):
-            done = self._committed.get(where, 0)
+        gaps: dict[tuple[str, int], int] = {}
+        for where in self._consumer.assignment().difference(
+            read, {(each.topic, each.partition) for each in self._ahead}
+        ):
+            done = self._committed.get(where, self._starts.get(where, 0))
             if self._handed.get(where, done) == done:
-                position = self._consumer.position(where, timeout_ms=0) or 0
-                if position > done:
-                    gaps[where] = OffsetAndMetadata(position, "", -1)
+                offset = self._layout.offset(where.topic, self._consumer.position(where, timeout_ms=0) or 0)
+                if offset > done:
+                    gaps[where.topic, where.partition] = self._handed[where] = offset
         if gaps:
-            with suppress(CommitFailedError, FencedInstanceIdError, RebalanceInProgressError):
-                self._consumer.commit(gaps, timeout_ms=int(DELIVERY_SECONDS * 1000))
-                self._note(gaps)
-                self._handed.update((where, gap.offset) for where, gap in gaps.items())
+            with suppress(LostPartition):
+                self.commit(gaps)
+
+    def _committed_offset(self, where: TopicPartition) -> int | None:
+        found = self._consumer.committed(where, metadata=True, timeout_ms=int(DELIVERY_SECONDS * 1000))
+        return None if found is None else self._layout.offset(where.topic, found.offset, found.metadata or "")
 
     def _are_committed(self, offsets: Offsets) -> bool:
-        timeout = int(DELIVERY_SECONDS * 1000)
-        return all(self._consumer.committed(each, timeout_ms=timeout) == offsets[each].offset for each in offsets)
+        return all(
+            self._committed_offset(each) == self._layout.offset(each.topic, place.offset, place.metadata)
+            for each, place in offsets.items()
+        )
 
     def _lost(self, topic: str, partition: int) -> LostPartition:
         return LostPartition(
@@ -167,6 +210,27 @@ class KafkaReader:
         )
 
 
+class _Changes(ConsumerRebalanceListener):  # type: ignore[misc]
+    """The partitions that came or went, as the client's own thread tells it during a poll."""
+
+    def __init__(self) -> None:
+        self._partitions: set[TopicPartition] = set()
+
+    def take(self) -> set[TopicPartition]:
+        """Those since the last time."""
+        taken, self._partitions = self._partitions, set()
+        return taken
+
+    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        self._partitions.update(revoked)
+
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        self._partitions.update(assigned)
+
+    def on_partitions_lost(self, lost: Collection[TopicPartition]) -> None:
+        self._partitions.update(lost)
+
+
 class Transactions:
     """The transactions of one member, one at a time.
 
@@ -174,8 +238,9 @@ class Transactions:
     move only together with its outputs.
     """
 
-    def __init__(self, cluster: Cluster, name: str, timeout: float) -> None:
+    def __init__(self, cluster: Cluster, layout: Layout, name: str, timeout: float) -> None:
         self._cluster = cluster
+        self._layout = layout
         self._name = name
         self._timeout = timeout
         self._producer: KafkaProducer | None = None
@@ -197,10 +262,21 @@ class Transactions:
             self._unclear = False
             return
         producer = self._producer
-        self._running = _Attempt(lambda: _transact(producer, outputs, offsets, member))
+        self._running = _Attempt(lambda: self._transact(producer, outputs, offsets, member))
         self._unclear = True
         self._settle()
         self._unclear = False
+
+    def _transact(
+        self, producer: KafkaProducer, outputs: Outputs, offsets: Offsets, member: ConsumerGroupMetadata
+    ) -> None:
+        producer.begin_transaction()
+        sent = [pair for topic, records in outputs.items() for pair in send(producer, self._layout, topic, records)]
+        producer.flush()
+        for _, future in sent:
+            future.get(timeout=0)
+        producer.send_offsets_to_transaction(offsets, member)
+        producer.commit_transaction()
 
     def close(self) -> None:
         """Give the producer up; a transaction in the works is left to the cluster."""
@@ -241,27 +317,10 @@ class _Attempt:
         self.ended.set()
 
 
-def _transact(producer: KafkaProducer, outputs: Outputs, offsets: Offsets, member: ConsumerGroupMetadata) -> None:
-    producer.begin_transaction()
-    sent = [
-        producer.send(topic, record.value, key=record.key.encode(), headers=list(record.headers))
-        for topic, record in outputs
+def send(producer: KafkaProducer, layout: Layout, topic: str, records: Sequence[Record]) -> list[tuple[Sending, Any]]:
+    """Hand records to a producer; what was handed over, each with its future."""
+    partitions = len(producer.partitions_for(topic))
+    return [
+        (each, producer.send(topic, each.value, each.key, each.headers, each.partition))
+        for each in layout.outgoing(topic, records, partitions)
     ]
-    producer.flush()
-    for future in sent:
-        future.get(timeout=0)
-    producer.send_offsets_to_transaction(offsets, member)
-    producer.commit_transaction()
-
-
-def stored(record: Any) -> StoredRecord:
-    """A record of the client as ours. Foreign producers may leave key or value out, or send keys of any bytes."""
-    return StoredRecord(
-        key=(record.key or b"").decode("utf-8", "replace"),
-        value=record.value or b"",
-        headers=tuple((name, value or b"") for name, value in record.headers or ()),
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        time=EPOCH + timedelta(milliseconds=max(0, record.timestamp or 0)),
-    )

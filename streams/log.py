@@ -20,6 +20,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -145,6 +146,10 @@ class EventLog(Protocol):
         """Partition to the next offset a group will read (0 where it never committed)."""
         ...
 
+    def count(self, topic: str, partition: int, start: int, end: int) -> int:
+        """About how many events lie between two offsets of a partition: their difference counts gaps too."""
+        ...
+
     def join(self, group: str, topics: Sequence[str]) -> GroupReader:
         """Become a member of a consumer group. A new group starts at the beginning; missing topics are created."""
         ...
@@ -154,10 +159,23 @@ class EventLog(Protocol):
         ...
 
 
-def lag(log: EventLog, group: str, topic: str) -> int:
-    """Records of a topic that a group has not committed yet."""
+def lags(log: EventLog, group: str, topic: str) -> dict[int, int]:
+    """Partition to the events that a group has not committed yet."""
     committed = log.committed(group, topic)
-    return sum(end - committed.get(partition, 0) for partition, end in log.end_offsets(topic).items())
+    return {
+        number: log.count(topic, number, committed.get(number, 0), end)
+        for number, end in log.end_offsets(topic).items()
+    }
+
+
+def events_in(log: EventLog, topic: str) -> int:
+    """About how many events were ever appended to a topic."""
+    return sum(log.count(topic, number, 0, end) for number, end in log.end_offsets(topic).items())
+
+
+def lag(log: EventLog, group: str, topic: str) -> int:
+    """Events of a topic that a group has not committed yet."""
+    return sum(lags(log, group, topic).values())
 
 
 def retry_topic(topic: str, group: str) -> str:
@@ -170,6 +188,7 @@ def owned_by_way_of(name: tuple[str, int], group: str) -> tuple[str, int]:
     return name[0].removesuffix(retry_topic("", group)), name[1]
 
 
+@lru_cache(1 << 14)
 def partition_of(key: str, partitions: int) -> int:
     """The partition of a key among `partitions` (≥ 1): murmur2 of its UTF-8 bytes, as Kafka's clients do by default."""
     return (_murmur2(key.encode()) & 0x7FFFFFFF) % partitions

@@ -10,16 +10,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from kafka import KafkaConsumer
 
 from infra.errors import InputError, Unavailable
 from infra.identity import new_id
 from infra.kafka_broker import KafkaBroker
 from infra.settings import LogSettings
 from streams.embedded import EmbeddedLog
+from streams.frames import count
 from streams.log import (
     MAX_RECORD_BYTES,
     EventLog,
@@ -127,24 +130,31 @@ class EventLogSuite:
             assert [each.value for each in stored if each.key == key] == [b"0", b"1", b"2", b"3", b"4"]
 
     def test_reading_goes_from_an_offset_to_a_limit_without_a_group(self, log: EventLog, topic: str):
-        log.append(topic, [record("k", str(index)) for index in range(10)])
+        offsets = [offset for _, offset in log.append(topic, [record("k", str(index)) for index in range(10)])]
         partition = partition_of("k", 3)
-        assert [each.value for each in log.read(topic, partition, 4, limit=3)] == [b"4", b"5", b"6"]
-        assert log.read(topic, partition, 10) == []
+        found = log.read(topic, partition, offsets[4], limit=3)
+        assert [(each.offset, each.value) for each in found] == list(zip(offsets[4:7], (b"4", b"5", b"6"), strict=True))
+        assert log.read(topic, partition, offsets[9] + 1) == []
         assert log.read(topic, (partition + 1) % 3, 0) == []
-        assert log.end_offsets(topic)[partition] == 10
+        assert log.end_offsets(topic)[partition] == offsets[9] + 1
+        assert log.count(topic, partition, offsets[4], offsets[9] + 1) == 6
 
     def test_a_time_leads_to_the_first_record_at_or_after_it(self, log: EventLog, topic: str):
         partition = partition_of("k", 3)
         for index in range(3):
-            log.append(topic, [record("k", str(index))])
+            log.append(topic, [record("k", f"{index}"), record("k", f"{index}.")])
             time.sleep(0.02)
-        times = [each.time for each in log.read(topic, partition, 0)]
+        found = log.read(topic, partition, 0)
+        times = [each.time for each in found]
         assert times == sorted(times)
+
+        def after(moment: datetime) -> list[bytes]:
+            return [each.value for each in log.read(topic, partition, log.offsets_at(topic, moment)[partition])]
+
         assert log.offsets_at(topic, times[0] - timedelta(hours=1)) == {0: 0, 1: 0, 2: 0}
-        assert log.offsets_at(topic, times[1])[partition] == 1
-        assert log.offsets_at(topic, times[1] + timedelta(milliseconds=5))[partition] == 2
-        assert log.offsets_at(topic, times[2] + timedelta(hours=1))[partition] == 3
+        assert after(times[2]) == [b"1", b"1.", b"2", b"2."]
+        assert after(times[2] + timedelta(milliseconds=5)) == [b"2", b"2."]
+        assert log.offsets_at(topic, times[4] + timedelta(hours=1)) == log.end_offsets(topic)
 
     def test_a_group_starts_at_the_beginning_and_goes_on_where_it_committed(self, log: EventLog, topic: str):
         log.append(topic, [record(f"k{index}", str(index)) for index in range(20)])
@@ -170,6 +180,25 @@ class EventLogSuite:
         with log.join(group, [topic]) as reader:
             again = poll_until([reader], lambda: lag(log, group, topic) == 0)
         assert [each.value for each in again] == [b"b"]
+
+    def test_a_commit_and_a_read_may_lie_between_any_two_records(self, log: EventLog, topic: str):
+        places = log.append(topic, [record("k", str(index)) for index in range(20)])
+        partition, group = places[0][0], new_id()
+        for done in (7, 8, 20):
+            with log.join(group, [topic]) as reader:
+                batch: list[StoredRecord] = []
+                while len(batch) < 5 and done < 20:
+                    batch += reader.poll(timeout=1.0, max_records=5)
+                    assert len(batch) <= 5
+                poll_until([reader], lambda: (topic, partition) in reader.assignment(), commit=False)
+                reader.commit({(topic, partition): places[done - 1][1] + 1})
+            assert lag(log, group, topic) == 20 - done
+            left = log.read(topic, partition, log.committed(group, topic)[partition])
+            assert [each.value for each in left] == [str(index).encode() for index in range(done, 20)]
+            assert [(each.partition, each.offset) for each in left] == places[done:]
+            with log.join(group, [topic]) as reader:
+                again = [] if done == 20 else reader.poll(timeout=10.0) or reader.poll(timeout=10.0)
+            assert [each.value for each in again] == [str(index).encode() for index in range(done, 20)]
 
     def test_members_share_the_partitions_and_a_leaver_frees_its_own(self, log: EventLog, topic: str):
         log.ensure_topics([topic])
@@ -218,10 +247,11 @@ class EventLogSuite:
         partition = batch[0].partition
         with open_log().join(group, [topic]) as other:
             poll_until([other], lambda: (topic, partition) in other.assignment(), commit=False)
-            other.commit({(topic, partition): 2})
+            offset = batch[0].offset
+            other.commit({(topic, partition): offset + 2})
             with pytest.raises(LostPartition, match="no longer owns"):
-                hung.commit({(topic, partition): 1})
-            assert log.committed(group, topic)[partition] == 2
+                hung.commit({(topic, partition): offset + 1})
+            assert log.committed(group, topic)[partition] == offset + 2
         hung.close()
 
     def test_nobody_commits_a_partition_that_is_not_theirs(self, log: EventLog, topic: str):
@@ -360,7 +390,7 @@ class EventLogSuite:
             log.append(topic, [record("k", "small"), Record(key="k", value=bytes(MAX_RECORD_BYTES + 1))])
         with pytest.raises(InputError, match="topic name"):
             log.append("no such/topic", [record("k", "a")])
-        assert sum(log.end_offsets(topic).values()) == 1
+        assert len(everything(log, topic)) == 1
 
     def test_nothing_appended_is_nothing_done(self, log: EventLog, topic: str):
         assert log.append(topic, []) == []
@@ -404,22 +434,56 @@ class TestKafkaLog(EventLogSuite):
         "KafkaProducer.commit_transaction = lambda self: os.kill(os.getpid(), signal.SIGKILL)"
     )
 
+    frames = False
+
     @pytest.fixture
-    def open_log(self, kafka_broker: KafkaBroker) -> Iterator[Callable[[], EventLog]]:
+    def open_log(self, kafka_broker: KafkaBroker, topic: str) -> Iterator[Callable[[], EventLog]]:
         from streams.kafka import KafkaLog
 
-        address = kafka_broker.address
+        settings = LogSettings(bootstrap_servers=kafka_broker.address, frames=self.frames)
+        framable = frozenset({topic, f"{topic}.a", f"{topic}.b", f"{topic}.out"} if self.frames else ())
         self.opening = (
             "from infra.settings import LogSettings\nfrom streams.kafka import KafkaLog\n"
-            f"log = KafkaLog(LogSettings(bootstrap_servers={address!r}), session_timeout={SESSION})"
+            f"settings = LogSettings(bootstrap_servers={kafka_broker.address!r}, frames={self.frames})\n"
+            f"log = KafkaLog(settings, session_timeout={SESSION}, framable={framable!r})"
         )
         opened: list[EventLog] = []
 
         def make() -> EventLog:
-            settings = LogSettings(bootstrap_servers=address)
-            opened.append(KafkaLog(settings, session_timeout=SESSION, max_poll_interval=SESSION * 2))
-            return opened[-1]
+            log = KafkaLog(settings, session_timeout=SESSION, max_poll_interval=SESSION * 2, framable=framable)
+            opened.append(log)
+            return log
 
         yield make
         for log in opened:
             log.close()
+
+
+@pytest.mark.kafka
+class TestKafkaLogWithFrames(TestKafkaLog):
+    """The same promises when several events travel in one record."""
+
+    frames = True
+
+    def test_events_of_a_partition_share_records(self, log: EventLog, kafka_broker: KafkaBroker, topic: str):
+        log.append(topic, [record(f"k{index}", f"{index}") for index in range(1000)])
+        with closing(KafkaConsumer(topic, bootstrap_servers=kafka_broker.address, auto_offset_reset="earliest")) as raw:
+            records = []
+            while sum(count(each.headers) for each in records) < 1000:
+                records += [each for batch in raw.poll(timeout_ms=1000).values() for each in batch]
+        assert 4 <= len(records) <= 12
+        assert {dict(each.headers)["content-type"] for each in records} == {b"application/vnd.quillstream.frame"}
+        assert log.count(topic, 0, 0, log.end_offsets(topic)[0]) == len(log.read(topic, 0, 0))
+        group = new_id()
+        estimated = lag(log, group, topic)
+        assert estimated == pytest.approx(1000, rel=0.05)
+
+    def test_logs_without_the_setting_read_frames_too(self, log: EventLog, kafka_broker: KafkaBroker, topic: str):
+        from streams.kafka import KafkaLog
+
+        places = log.append(topic, [record("k", "a"), record("k", "b")])
+        plain = KafkaLog(LogSettings(bootstrap_servers=kafka_broker.address), framable=frozenset({topic}))
+        more = plain.append(topic, [record("k", "c"), record("k", "d")])
+        assert [each.value for each in everything(plain, topic)] == [b"a", b"b", b"c", b"d"]
+        assert [(each.partition, each.offset) for each in everything(log, topic)] == places + more
+        plain.close()

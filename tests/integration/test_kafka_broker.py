@@ -21,13 +21,24 @@ from streams.codec import decode
 from streams.consumer import Consumer
 from streams.dead_letters import dead_letter_topic
 from streams.emitter import Emitter
-from streams.events import CONTENT_DOCUMENTS, LLM_FEEDBACK, Event, FeedbackGiven
+from streams.events import (
+    CONTENT_DOCUMENTS,
+    LLM_EVALUATIONS,
+    LLM_FEEDBACK,
+    LLM_INTAKE,
+    LLM_INTERACTIONS,
+    OPS_ALERTS,
+    OPS_RELEASES,
+    TOPICS,
+    Event,
+    FeedbackGiven,
+)
 from streams.kafka import KafkaLog
 from streams.log import Record, StoredRecord, lag
 from streams.masking import Masker
 
 pytestmark = pytest.mark.kafka
-KEEPING = ("cleanup.policy", "retention.ms")
+KEEPING = ("cleanup.policy", "retention.ms", "segment.ms", "max.compaction.lag.ms")
 NOBODY = LogSettings(bootstrap_servers="127.0.0.1:9")
 
 
@@ -84,17 +95,29 @@ def test_settings_that_cannot_work_are_named():
     assert "hidden" not in str(caught.value)
 
 
-def test_compacted_topics_keep_the_newest_of_each_key_for_ever(log: KafkaLog, kafka_broker: KafkaBroker):
-    log.ensure_topics([CONTENT_DOCUMENTS, LLM_FEEDBACK, dead_letter_topic(LLM_FEEDBACK)])
+def test_each_topic_is_made_as_it_is_used(kafka_broker: KafkaBroker):
+    names = {each: f"{each}.dlq" for each in TOPICS}
+    log = KafkaLog(LogSettings(bootstrap_servers=kafka_broker.address, partitions=3, retention_days=7))
     with closing(KafkaAdminClient(bootstrap_servers=kafka_broker.address)) as admin:
-        topics = [CONTENT_DOCUMENTS, LLM_FEEDBACK, dead_letter_topic(LLM_FEEDBACK)]
-        found = admin.describe_configs([ConfigResource("TOPIC", topic) for topic in topics])["topic"]
-    kept = {topic: {name: found[topic].get(name, {}).get("value") for name in KEEPING} for topic in topics}
+        # Other tests may have made them under other settings.
+        here = set(admin.list_topics())
+        admin.delete_topics([each for pair in names.items() for each in pair if each in here])
+        log.ensure_topics([each for pair in names.items() for each in pair])
+        everyone = [ConfigResource("TOPIC", each) for pair in names.items() for each in pair]
+        found = admin.describe_configs(everyone)["topic"]
+    kept = {topic: tuple(found[topic].get(name, {}).get("value") for name in KEEPING) for topic in found}
+    week, day, quarter, for_ever = "604800000", "86400000", "21600000", (None, "-1", None, None)
+    compacted = ("compact", "-1", None, day)
     assert kept == {
-        CONTENT_DOCUMENTS: {"cleanup.policy": "compact", "retention.ms": "-1"},
-        LLM_FEEDBACK: {"cleanup.policy": None, "retention.ms": None},
-        dead_letter_topic(LLM_FEEDBACK): {"cleanup.policy": None, "retention.ms": "-1"},
+        CONTENT_DOCUMENTS: compacted,
+        OPS_RELEASES: compacted,
+        LLM_INTAKE: (None, day, quarter, None),
+        f"{LLM_INTAKE}.dlq": (None, day, quarter, None),
+        **dict.fromkeys((LLM_INTERACTIONS, LLM_EVALUATIONS, LLM_FEEDBACK, OPS_ALERTS), (None, week, day, None)),
+        **{dlq: for_ever for topic, dlq in names.items() if topic != LLM_INTAKE},
     }
+    assert {log.partitions(topic) for topic in TOPICS} == {3}
+    log.close()
 
 
 def test_two_consumers_share_the_work_and_one_takes_over(log: KafkaLog, kafka_broker: KafkaBroker):

@@ -129,11 +129,15 @@ class Outbox:
     def inspect(self) -> None:
         """Look into the end of each writer that died, once, and tell what it lost. Only for the holder of the lock."""
         found = segments_in(self.folder)
-        self._inspected(found, {writer for writer, segments in found.items() if is_dead(segments)})
-        if (self.folder / "outbox.db").exists():
-            _log.error(
-                "%s is of a format that no release wrote; its events are not forwarded", self.folder / "outbox.db"
-            )
+        state = self._inspected(found, {writer for writer, segments in found.items() if is_dead(segments)})
+        # Those that did not come to a segment. Listed after their end is known, or a last segment could be overlooked.
+        for writer, issued in left_behind(self.folder).items():
+            if writer not in segments_in(self.folder) and writer not in state.ended:
+                state = state.with_end(writer, 0, issued, closed=False)
+                self._positions.save(state)
+                forget(self.folder, writer)
+        if self._former.exists():
+            _log.error("%s is of a format that no release wrote: its events are not forwarded", self._former)
 
     def forward(self, log: EventLog) -> int:
         """Send the oldest batch and forget it; the number of records sent. Only for the holder of the lock.
@@ -200,13 +204,11 @@ class Outbox:
 
     def _inspected(self, found: Found, dead: set[str]) -> State:
         state = self._positions.load()
-        issued = left_behind(self.folder) if dead - state.ended or not found else {}
-        for writer in sorted((dead | (issued.keys() - found.keys())) - state.ended):
-            after, closed = end_of(found[writer]) if writer in found else (0, False)
+        issued = left_behind(self.folder) if dead - state.ended else {}
+        for writer in sorted(dead - state.ended):
+            after, closed = end_of(found[writer])
             state = state.with_end(writer, after, issued.get(writer), closed=closed)
             self._positions.save(state)
-            if writer not in found:
-                forget(self.folder, writer)
         return state
 
     def _oldest(self, found: Found, dead: set[str], state: State) -> Batch:

@@ -59,7 +59,7 @@ def left_behind(folder: Path) -> dict[str, int]:
     for path in SHARED.glob(f"{prefix}*"):
         try:
             with path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # several may ask at once
                 found[path.name.removeprefix(prefix)] = int.from_bytes(file.read(8), "little")
         except OSError:
             continue  # its process lives, or another cleaned up

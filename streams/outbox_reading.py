@@ -115,7 +115,7 @@ def is_dead(segments: Sequence[Segment]) -> bool:
     last = segments[-1]
     with opened(last) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # several may ask at once
         except BlockingIOError:
             return False
         # It may have moved on between the listing and the lock; then the next segment is there.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -254,4 +255,87 @@ def test_emitting_from_many_threads_loses_nothing(log: AwayLog):
         thread.join()
     assert emitter.flush(20)
     assert len({decode(each).id for each in stored(log)}) == 400
+    emitter.close()
+
+
+def test_memory_is_bounded_by_bytes_too(log: AwayLog):
+    masker = HeldMasker()
+    emitter = emitter_into(log, masker=masker, capacity_bytes=10_000)
+    first = emitter.emit(feedback("x" * 50_000))  # longer than the bound, and alone
+    assert masker.entered.wait(10)
+    refused = emitter.emit(feedback())
+    assert refused.reason == "the queue is full (10000 bytes)"
+    masker.go.set()
+    assert first.wait(20)
+    many = [emitter.emit(feedback("y" * 3_000)) for _ in range(3)]
+    assert all(receipt.wait(20) for receipt in many)
+    emitter.close()
+    assert emitter.counters == {"accepted": 4, "acknowledged": 4, "failed": 1, "forwarded": 0}
+
+
+def test_the_child_of_a_fork_has_an_outbox_of_its_own_in_the_same_folder(log: AwayLog, tmp_path: Path):
+    masker = HeldMasker()
+    emitter = emitter_into(log, tmp_path / "outbox", masker=masker)
+    masker.go.set()
+    assert emitter.emit(feedback(), "parent-0").wait(10)
+    masker.entered.clear()
+    masker.go.clear()
+    held = emitter.emit(feedback(), "parent-1")
+    assert masker.entered.wait(10)
+    child = os.fork()
+    if child == 0:
+        masker.go = threading.Event()
+        masker.go.set()
+        theirs = held.wait(0.05)
+        ours = emitter.emit(feedback(), "child")
+        code = 0 if ours.wait(20) and not theirs and emitter.counters["accepted"] == 1 else 1
+        emitter.close()
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    masker.go.set()
+    assert emitter.flush(20)
+    emitter.close()
+    status = Emitter(log, masker=masker, outbox=tmp_path / "outbox", source="test").outbox_status()
+    assert status is not None
+    assert (status.waiting, status.killed, status.lost) == (0, 0, 0)
+    assert sorted(decode(each).id for each in stored(log)) == ["child", "parent-0", "parent-1"]
+
+
+def test_a_signal_handler_may_emit_while_its_thread_emits(log: AwayLog):
+    emitter = emitter_into(log)
+    handled: list[str] = []
+
+    def handler(number: int, frame: object) -> None:
+        handled.append(emitter.emit(feedback(), f"handler-{len(handled)}").event_id)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    emitted = 0
+    while len(handled) < 20 and emitted < 5_000_000:
+        emitter.emit(feedback(), f"own-{emitted}")
+        emitted += 1
+        while emitter.counters["accepted"] - len(stored(log)) > 5_000:
+            time.sleep(0.001)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+    assert emitter.flush(60)
+    assert {*handled} <= {decode(each).id for each in stored(log)}
+    assert emitter.counters["acknowledged"] == emitted + len(handled)
+    emitter.close()
+
+
+def test_the_state_of_the_outbox_is_read_from_the_emitter(log: AwayLog, tmp_path: Path):
+    assert emitter_into(log).outbox_status() is None
+    log.away = True
+    emitter = emitter_into(log, tmp_path / "outbox")
+    assert all(emitter.emit(feedback()).wait(10) for _ in range(3))
+    status = emitter.outbox_status()
+    assert status is not None
+    assert (status.waiting, status.rejected, status.gaps) == (3, 0, ())
+    assert status.size > 0
+    assert not emitter.flush(0.3)
+    assert "the log is away" in emitter.trouble
+    log.away = False
+    assert emitter.flush(20)
+    assert emitter.trouble == ""
     emitter.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr
@@ -17,6 +18,7 @@ from infra.settings import JudgeSettings, LlmSettings, Settings, setting, settin
 from serving.app import Rooms
 from serving.presence import running
 from serving.weights import here
+from streams.outbox import Outbox
 
 
 class Check(Value):
@@ -46,7 +48,7 @@ def examine(settings: Settings) -> list[Check]:
     checks.append(_weights(settings, "embedder", settings.models.embedder))
     checks.append(_writer(settings, "writer", settings.llm))
     checks.append(_writer(settings, "judge", settings.judge).model_copy(update={"required": False}))
-    return [*checks, _server(settings), _comet(settings), _broker_tools()]
+    return [*checks, *_outbox(settings.home / "outbox"), _server(settings), _comet(settings), _broker_tools()]
 
 
 def listed(settings: Settings) -> list[dict[str, str]]:
@@ -91,6 +93,31 @@ def _log(rooms: Rooms) -> str:
     records = sum(events_in(rooms.log, topic) for topic in TOPICS)
     where = rooms.settings.log.bootstrap_servers if rooms.settings.log.backend == "kafka" else "log.db"
     return f"{records} records in {len(TOPICS)} topics at {where}"
+
+
+def _outbox(folder: Path) -> list[Check]:
+    """What waits for the log, and what killed processes had taken and not made durable. Nothing where none emits."""
+    if not folder.exists():
+        return []
+    try:
+        status = Outbox(folder).status()
+    except QuillError as error:
+        return [_failed("outbox", error).model_copy(update={"required": False})]
+    told = [f"{status.waiting} events wait for the log"]
+    if status.killed:
+        told.append(f"{status.killed} emitting processes were killed, which lost {status.lost} events")
+    for gap in status.gaps[-3:]:
+        lost = f"an unknown number of events after {gap.after}"
+        told.append(lost if gap.lost is None else f"events {gap.after + 1} to {gap.after + gap.lost}")
+    mend = []
+    if status.rejected:
+        told.append(f"the log refused {status.rejected} events")
+        mend.append(f"read {folder / 'rejected.jsonl'}")
+    if status.damaged:
+        told.append(f"{status.damaged} places could not be read")
+        mend.append(f"check the disk; what was damaged lies in {folder / 'damaged'}")
+    state: Literal["ok", "failed"] = "failed" if mend else "ok"
+    return [Check(name="outbox", state=state, detail="; ".join(told), fix="; ".join(mend), required=False)]
 
 
 def _database(settings: Settings, with_log: bool, rooms: Rooms) -> str:

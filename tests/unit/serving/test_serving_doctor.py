@@ -6,6 +6,7 @@ from infra.errors import Unavailable
 from infra.settings import load_settings, setting_names
 from serving import doctor
 from serving.weights import wanted
+from streams.outbox_positions import Gap, Positions, State
 
 
 def settings_with(tmp_path, **environment):
@@ -50,3 +51,24 @@ def test_missing_weights_are_missing_not_failed(tmp_path):
     check = doctor._weights(settings, "embedder", "all-minilm-l6-v2")
     assert (check.state, check.fix) == ("missing", "quill doctor --fetch")
     assert doctor._weights(settings, "writer", "qwen-99b").state == "failed"
+
+
+def test_the_outbox_tells_what_waits_and_what_killed_processes_lost(tmp_path):
+    folder = tmp_path / "outbox"
+    assert doctor._outbox(folder) == []
+    killed = "01a20d9e3ba87ee399b759c581eaf1c0"
+    state = State(killed=2, lost=7, gaps=(Gap(writer=killed, after=9, lost=7), Gap(writer=killed, after=3, lost=None)))
+    Positions(folder / "positions").save(state)
+    (check,) = doctor._outbox(folder)
+    assert (check.state, check.fix, check.required) == ("ok", "", False)
+    assert check.detail == (
+        "0 events wait for the log; 2 emitting processes were killed, which lost 7 events; events 10 to 16;"
+        " an unknown number of events after 3"
+    )
+    (folder / "rejected.jsonl").write_text('{"event_id": "a", "reason": "too long"}\n')
+    Positions(folder / "positions").save(State(damaged=1))
+    (check,) = doctor._outbox(folder)
+    assert check.state == "failed"
+    assert "the log refused 1 events; 1 places could not be read" in check.detail
+    assert "rejected.jsonl" in check.fix
+    assert "damaged" in check.fix

@@ -36,6 +36,7 @@ from streams.dead_letters import dead_letters, read_letter
 from streams.embedded import EmbeddedLog
 from streams.emitter import Receipt
 from streams.events import LLM_INTERACTIONS, InteractionRecorded
+from streams.handling import Batched
 from streams.kafka import KafkaLog
 from streams.log import EventLog, Record, lag
 from streams.opening import open_emitter, open_log
@@ -64,34 +65,44 @@ class Point(NamedTuple):
     target: str
     """`module:function` or `module:Class.method`, as the calling code finds it."""
     moment: Literal["before", "after"]
+    rare: bool = False
+    """A process calls it seldom: it dies at the first call."""
 
 
-def both(name: str, role: str, target: str) -> tuple[Point, Point]:
+def both(name: str, role: str, target: str, *, rare: bool = False) -> tuple[Point, Point]:
     """The points before and after a call."""
-    return Point(f"before {name}", role, target, "before"), Point(f"after {name}", role, target, "after")
+    before, after = f"before {name}", f"after {name}"
+    return Point(before, role, target, "before", rare), Point(after, role, target, "after", rare)
 
 
 EMITTER = (
     Point("after an event is taken from the queue", "emit", "streams.emitter:Emitter._prepared", "after"),
     *both("receipts are settled", "emit", "streams.emitter:Emitter._settle"),
 )
-OUTBOX = both("a group is put into the outbox", "emit", "streams.outbox:Outbox.put")
-FORWARDER = (
+OUTBOX = (
+    *both("a group is written", "emit", "streams.outbox_writer:SegmentWriter.write_group"),
+    *both("a group is synced", "emit", "streams.outbox_writer:SegmentWriter.sync_group"),
+    *both("a group is marked as whole", "emit", "streams.outbox_writer:SegmentWriter.set_mark"),
+    *both("a segment is begun", "emit", "streams.outbox_writer:SegmentWriter._next_segment", rare=True),
     *both("the ends are noted", "emit", "streams.outbox:Outbox._note"),
-    *both("a batch is appended", "emit", "streams.kafka:KafkaLog.append"),
+    *both("a position is saved", "emit", "streams.outbox_positions:Positions.save"),
     *both("a batch is forgotten", "emit", "streams.outbox:Outbox._forget"),
+    *both("a segment is deleted", "emit", "streams.outbox:Outbox.delete_segment", rare=True),
+)
+PRODUCER = (
+    *both("a batch is appended", "emit", "streams.kafka:KafkaLog.append"),
     *both("a record is sent", "emit", "kafka:KafkaProducer.send"),
     *both("the producer is flushed", "emit", "kafka:KafkaProducer.flush"),
 )
 EMBEDDED_LOG = (
     *both("records are appended", "emit", "streams.embedded:EmbeddedLog.append"),
-    Point("inside the append's transaction", "emit", "streams.embedded:headers_to_json", "after"),
+    Point("inside the append's transaction", "emit", "streams.embedded:EmbeddedLog._append", "after"),
 )
 SINK = (
-    *both("a record is handled", "consume", "streams.handling:Handling._call"),
+    *both("events are handled", "consume", "streams.handling:Handling._call"),
     *both("events are stored", "consume", "store.interactions:InteractionStore.put_many"),
     Point("inside the store's transaction", "consume", "store.interactions:_put_interactions", "after"),
-    *both("a dead letter is written", "consume", "streams.handling:Handling._append"),
+    *both("a dead letter is written", "consume", "streams.handling:Handling._append", rare=True),
 )
 POINTS: Mapping[str, tuple[Point, ...]] = {
     "embedded": (
@@ -99,8 +110,8 @@ POINTS: Mapping[str, tuple[Point, ...]] = {
         *both("offsets are committed", "consume", "streams.embedded_group:EmbeddedReader.commit"),
     ),
     "kafka": (
-        *(*EMITTER, *OUTBOX, *FORWARDER, *SINK),
-        *both("offsets are committed", "consume", "streams.kafka:KafkaReader.commit"),
+        *(*EMITTER, *OUTBOX, *PRODUCER, *SINK),
+        *both("offsets are committed", "consume", "streams.kafka_group:KafkaReader.commit"),
     ),
 }
 
@@ -213,7 +224,8 @@ def consume(orders: Orders) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     log = quick_log(orders.settings)
-    Consumer(log, GROUP, {LLM_INTERACTIONS: lambda event, _: store.interactions.put(event)}).run(stop)
+    sink = Batched(lambda pairs: store.interactions.put_many([event for event, _ in pairs]))
+    Consumer(log, GROUP, {LLM_INTERACTIONS: sink}).run(stop)
 
 
 def quick_log(settings: Settings) -> EventLog:
@@ -288,7 +300,7 @@ class Chaos:
         chance.shuffle(turns)
         self._plans: dict[str, deque[tuple[Point, int]]] = {role: deque() for role in processes}
         for point in turns:
-            self._plans[point.role].append((point, chance.randint(1, depth)))
+            self._plans[point.role].append((point, 1 if point.rare else chance.randint(1, depth)))
         self._slots = [Slot(role) for role, number in processes.items() for _ in range(number)]
         self._settings = settings
         self._folder = settings.home.parent
@@ -342,7 +354,6 @@ class Chaos:
         plan = self._plans[slot.role]
         point, call = plan.popleft() if plan else (None, 0)
         if point is not None and "dead letter" in point.name:
-            call = 1
             self._append_poison()
         slot.orders = Orders(slot.role, self._settings, self._folder, next(self._runs), point, call)
         slot.process = _processes.Process(target=live, args=(slot.orders,))

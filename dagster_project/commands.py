@@ -1,4 +1,4 @@
-"""`quill demo` and `quill evaluate`. Dagster and everything heavy loads inside the verbs."""
+"""`quill demo`, `quill evaluate` and `quill replay`. Dagster and everything heavy loads inside the verbs."""
 
 import time
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dagster_project.replay_commands import replay_app
 from infra.cli import JsonFlag, console, print_json, print_rows
 from infra.errors import InputError
 from infra.settings import Settings, load_settings
@@ -15,6 +16,7 @@ def register(app: typer.Typer) -> None:
     """Add the verbs of this room."""
     app.command("demo")(demo)
     app.command("evaluate")(evaluate)
+    app.add_typer(replay_app, name="replay")
 
 
 def demo(

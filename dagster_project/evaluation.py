@@ -17,7 +17,7 @@ def evaluate_target(settings: Settings, target: str) -> dict[str, Any]:
 
     wiring = Wiring(settings)
     try:
-        adapter = _adapter_starting_with(wiring, target)
+        adapter = adapter_starting_with(wiring, target)
         if adapter is not None:
             return described(adapter)
         return described(report(wiring.store, release_id=wiring.store.releases.get(target).id))
@@ -25,7 +25,8 @@ def evaluate_target(settings: Settings, target: str) -> dict[str, Any]:
         wiring.close()
 
 
-def _adapter_starting_with(wiring: Wiring, target: str) -> Manifest | None:
+def adapter_starting_with(wiring: Wiring, target: str) -> Manifest | None:
+    """The adapter with this id or beginning of one; None when there is none, `NotFound` when there are several."""
     wanted = target if target.startswith("sha256:") else f"sha256:{target}"
     found = [manifest for manifest in wiring.store.artifacts.list("adapter") if manifest.id.startswith(wanted)]
     if len(found) > 1:

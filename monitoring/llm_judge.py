@@ -31,8 +31,9 @@ class LlmJudge:
 
     @property
     def id(self) -> str:
-        """`llm-judge:<model>@<number of the rubric's version>`."""
-        return f"llm-judge:{self._chat.model}@{self._rubric.number}"
+        """`llm-judge:<model>@<number of the rubric's version>`; with another rubric than ours, its name before it."""
+        version = self._rubric.number if self._rubric.name == RUBRIC_NAME else self._rubric.ref
+        return f"llm-judge:{self._chat.model}@{version}"
 
     @property
     def model(self) -> str:

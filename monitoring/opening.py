@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from infra.embedder import Embedder, open_embedder
-from infra.errors import NotFound
+from infra.errors import InputError, NotFound
 from infra.llm.opening import open_chat
 from infra.settings import Settings
 from monitoring.consumer import DRIFT_KEY, GROUP, REFUSAL_KEY, Monitor, drift_watch, refusal_watch
@@ -18,6 +18,8 @@ from store.opening import Store
 from store.prompts import PromptVersion
 from streams.events import LLM_FEEDBACK, LLM_INTERACTIONS
 from streams.log import EventLog, lag
+
+RUBRIC_VARIABLES = {"query", "output"}
 
 
 def open_monitor(
@@ -38,9 +40,16 @@ def open_monitor(
     )
 
 
-def open_llm_judge(settings: Settings, store: Store) -> LlmJudge:
-    """The LLM judge with the rubric labelled `production` in the prompt store."""
-    return LlmJudge(open_chat(settings.judge, settings.models), open_rubric(store))
+def open_llm_judge(settings: Settings, store: Store, rubric: str = "") -> LlmJudge:
+    """The LLM judge with a rubric of the prompt store (`NAME`, `NAME@3`), or the one labelled `production`.
+
+    Raises `NotFound` for an unknown rubric and `InputError` for a prompt that is none.
+    """
+    version = store.prompts.get(rubric) if rubric else open_rubric(store)
+    if set(version.variables) != RUBRIC_VARIABLES:
+        rule = " and ".join(sorted(RUBRIC_VARIABLES))
+        raise InputError("this prompt is no rubric", seen=f"{version.ref}: {version.variables}", rule=f"it has {rule}")
+    return LlmJudge(open_chat(settings.judge, settings.models), version)
 
 
 def open_rubric(store: Store) -> PromptVersion:

@@ -40,11 +40,22 @@ class Recorder:
         if not named:
             return 0
         subjects = list(named.values())
-        judgements = zip(subjects, _judgements(subjects, judge), strict=True)
-        events = [_evaluation(interaction, judge, judgement, probability) for interaction, judgement in judgements]
+        events = [
+            Event(
+                id=evaluation_event_id(interaction.interaction_id, judge.id),
+                source="monitor",
+                data=_evaluation(interaction, judge, judgement, probability),
+            )
+            for interaction, judgement in zip(subjects, _judgements(subjects, judge), strict=True)
+        ]
         self._log.append(LLM_EVALUATIONS, [encode(event) for event in events])
         self._store.interactions.put_many(events)
         return len(events)
+
+
+def evaluation_of(interaction: InteractionRecorded, judge: Judge, *, probability: float = 1.0) -> EvaluationRecorded:
+    """What a judge says of an interaction, recorded nowhere; `probability` is that with which it was chosen."""
+    return _evaluation(interaction, judge, next(_judgements([interaction], judge)), probability)
 
 
 def chosen_with(interaction: InteractionRecorded, sample: float) -> float:
@@ -65,8 +76,10 @@ def evaluation_event_id(interaction_id: str, judge_id: str) -> str:
     return content_id("evaluation", [interaction_id, judge_id]).removeprefix("sha256:")[:32]
 
 
-def _evaluation(interaction: InteractionRecorded, judge: Judge, judgement: Judgement, probability: float) -> Event:
-    evaluation = EvaluationRecorded(
+def _evaluation(
+    interaction: InteractionRecorded, judge: Judge, judgement: Judgement, probability: float
+) -> EvaluationRecorded:
+    return EvaluationRecorded(
         interaction_id=interaction.interaction_id,
         judge=judgement.judge,
         judge_model=judge.model,
@@ -77,7 +90,6 @@ def _evaluation(interaction: InteractionRecorded, judge: Judge, judgement: Judge
         sampled_with=probability,
         latency_ms=judgement.latency_ms,
     )
-    return Event(id=evaluation_event_id(interaction.interaction_id, judge.id), source="monitor", data=evaluation)
 
 
 def _judgements(interactions: Sequence[InteractionRecorded], judge: Judge) -> Iterator[Judgement]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -17,9 +18,12 @@ TOOL = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arg
 
 class ChatUpstream:
     """Models: `ok`, `length`, `tools`, `refuse` (429), `cut` (ends without a finish reason), `held` (waits for
-    `release` after the first word), `asleep` (waits for it before its answer)."""
+    `release` after the first word), `asleep` (waits for it before its answer). Whole answers say `said`, `delay`
+    seconds after the request."""
 
-    def __init__(self) -> None:
+    def __init__(self, said: str = "".join(WORDS)) -> None:
+        self.said = said
+        self.delay = 0.0
         self.received: list[tuple[str, dict[str, str], bytes]] = []
         self.sent: list[bytes] = []
         self.release = threading.Event()
@@ -69,7 +73,9 @@ class Handler(BaseHTTPRequestHandler):
         else:
             if request["model"] == "asleep":
                 self.server.upstream.release.wait(30)
-            self.whole(200, completion(request["model"], text=self.path.endswith("/v1/completions")))
+            time.sleep(self.server.upstream.delay)
+            text = self.path.endswith("/v1/completions")
+            self.whole(200, completion(request["model"], self.server.upstream.said, text=text))
 
     def whole(self, status: int, body: dict[str, Any]) -> None:
         content = json.dumps(body).encode()
@@ -100,11 +106,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.upstream.release.wait(30)
 
 
-def completion(model: str, *, text: bool = False) -> dict[str, Any]:
+def completion(model: str, said: str, *, text: bool = False) -> dict[str, Any]:
     if text:
-        said = {"index": 0, "text": "".join(WORDS), "finish_reason": "stop"}
-        return {"id": ID, "object": "text_completion", "created": 1, "model": model, "choices": [said], "usage": USAGE}
-    message: dict[str, Any] = {"role": "assistant", "content": "".join(WORDS)}
+        whole = {"index": 0, "text": said, "finish_reason": "stop"}
+        return {"id": ID, "object": "text_completion", "created": 1, "model": model, "choices": [whole], "usage": USAGE}
+    message: dict[str, Any] = {"role": "assistant", "content": said}
     if model == "tools":
         message = {"role": "assistant", "content": None, "tool_calls": [TOOL]}
     reason = {"tools": "tool_calls", "length": "length"}.get(model, "stop")

@@ -51,6 +51,8 @@ def loaded(arguments: list[str], home) -> dict:
         "alerts list --json",
         "dlq --help",
         "dlq list --json",
+        "replay --help",
+        "replay list --json",
     ],
 )
 def test_help_and_listings_import_nothing_heavy(verb: str, tmp_path):

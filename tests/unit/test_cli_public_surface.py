@@ -38,6 +38,9 @@ VERBS = {
     "release promote",
     "release rollback",
     "release show",
+    "replay list",
+    "replay run",
+    "replay show",
     "search",
     "train",
     "up",
@@ -57,6 +60,7 @@ OPTIONS = {
     "search": {"--limit", "--json"},
     "write": {"--stream", "--channel", "--json"},
     "doctor": {"--fetch", "--json"},
+    "replay run": {"--from", "--to", "--judge", "--prompt", "--adapter", "--name", "--json"},
 }
 
 
@@ -84,7 +88,7 @@ def test_the_verbs_are_these():
     assert set(commands()) == VERBS
 
 
-def test_the_verbs_of_serving_take_these_options():
+def test_verbs_take_these_options():
     found = commands()
     assert {name: options(found[name]) for name in OPTIONS} == OPTIONS
 

@@ -69,7 +69,9 @@ def status(as_json: JsonFlag = False) -> None:
         print_json(found)
         return
     lags = ", ".join(f"{topic} {behind}" for topic, behind in found["lag"].items())
-    console.print(f"interactions {found['interactions']}; records behind: {lags}")
+    console.print(f"interactions {found['interactions']}; events behind: {lags}")
+    behind = [each for each in found["progress"] if each["behind"]]
+    print_rows(behind, as_json=False, title="not handled yet", empty="nothing waits")
     print_rows(found["means"], as_json=False, title="verdicts", empty="nothing judged yet")
     print_rows(found["detectors"], as_json=False, title="detectors")
 

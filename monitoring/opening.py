@@ -16,8 +16,13 @@ from monitoring.local_judge import LocalJudge
 from monitoring.rubric import RUBRIC_NAME, rubric_messages
 from store.opening import Store
 from store.prompts import PromptVersion
-from streams.events import LLM_FEEDBACK, LLM_INTERACTIONS
+from streams import intake
+from streams.events import LLM_FEEDBACK, LLM_INTAKE, LLM_INTERACTIONS
 from streams.log import EventLog, lag
+from streams.progress import progress
+
+GROUPS = {GROUP: (LLM_INTERACTIONS, LLM_FEEDBACK), intake.GROUP: (LLM_INTAKE,)}
+"""Consumer groups of an installation and the topics they handle."""
 
 RUBRIC_VARIABLES = {"query", "output"}
 
@@ -63,15 +68,17 @@ def open_rubric(store: Store) -> PromptVersion:
 
 
 def monitor_status(log: EventLog, store: Store) -> dict[str, Any]:
-    """How far the monitor is and what it found, read without loading a model: lag in records, stored interactions,
-    means per judge and criterion, detectors with wealth and observations, open alerts."""
+    """How far the monitor is and what it found, read without loading a model: lag in events per topic, and per group,
+    topic and partition with the age of the oldest, stored interactions, means per judge and criterion, detectors with
+    wealth and observations, open alerts."""
     reference = newest_reference(store.artifacts)
     watches = {REFUSAL_KEY: refusal_watch(store)}
     if reference is not None:
         watches[DRIFT_KEY] = drift_watch(store, reference.id)
     states = {key: watch.load() for key, watch in sorted(watches.items())}
     return {
-        "lag": {topic: lag(log, GROUP, topic) for topic in (LLM_INTERACTIONS, LLM_FEEDBACK)},
+        "lag": {topic: lag(log, GROUP, topic) for topic in GROUPS[GROUP]},
+        "progress": [each.model_dump(mode="json") for each in progress(log, GROUPS)],
         "interactions": store.interactions.count(),
         "means": [mean.model_dump(mode="json") for mean in store.interactions.means()],
         "reference": reference.summary | {"id": reference.id} if reference else None,

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,15 +19,15 @@ from infra.errors import QuillError, Unavailable
 from infra.llm import local
 from infra.models import resolve
 from infra.settings import Settings
-from monitoring.consumer import Monitor
+from monitoring.consumer import GROUP, Monitor
 from monitoring.local_judge import LocalJudge
-from monitoring.opening import open_monitor
+from monitoring.opening import GROUPS, open_monitor
 from retrieval.ingest import IngestReport, publish
 from retrieval.opening import open_answerer, open_pipeline, open_retriever
 from retrieval.pipeline import FeaturePipeline, OnProgress, Reached
 from retrieval.release_default import ensure_release
 from retrieval.sources import read_path
-from serving import faults, feedback_api, gateway_api, openai_api, otlp_api, search_api
+from serving import faults, feedback_api, gateway_api, metrics_api, openai_api, otlp_api, search_api
 from serving.background import Background
 from serving.surface import CHANNEL, Health, IndexState, Part
 from store.opening import Store, open_store
@@ -34,9 +35,10 @@ from store.releases import Release
 from streams.emitter import Emitter, Receipt
 from streams.events import CONTENT_DOCUMENTS, LLM_INTERACTIONS, TOPICS, Payload
 from streams.intake import Intake
-from streams.log import EventLog
+from streams.log import EventLog, events_in
 from streams.masking import open_masker
 from streams.opening import open_emitter, open_log
+from streams.progress import dead_letters_written, progress
 from streams.protocols import Answer, Answerer, AnswerRequest, Retriever, SearchResult
 
 FLUSH_SECONDS = 10.0
@@ -57,6 +59,7 @@ class Rooms:
         self.settings = settings
         self._wanted = {"features": features, "monitor": monitor, "intake": intake}
         self._consumers: dict[str, Background] = {}
+        self._monitor: Monitor | None = None
         self._stop = threading.Event()
         self._answerers: dict[str, Answerer] = {}
         self._lock = threading.RLock()
@@ -107,7 +110,7 @@ class Rooms:
             _ = self.retriever, self.emitter
             work: dict[str, Callable[[threading.Event], None]] = {
                 "features": self.pipeline.run,
-                "monitor": lambda stop: self._monitor().run(stop),
+                "monitor": self._watch,
                 "intake": self._take_in,
             }
             for name, wanted in self._wanted.items():
@@ -222,8 +225,24 @@ class Rooms:
         judge = LocalJudge(self.pipeline.embedder).id
         ensure_release(self.settings, self.store, build=self.pipeline.build, judge=judge, actor="quill")
 
-    def _monitor(self) -> Monitor:
-        return open_monitor(self.settings, self.log, self.store, embedder=self.pipeline.embedder)
+    def figures(self) -> metrics_api.Figures:
+        """See `metrics_api.Counted`. Nothing is opened for it but the log."""
+        emitter: Emitter | None = self.__dict__.get("emitter")
+        outbox = emitter.outbox_status() if emitter is not None else None
+        here = metrics_api.Figures(
+            emitter=emitter.counters if emitter is not None else {},
+            outbox=outbox.model_dump(exclude={"gaps"}) if outbox is not None else {},
+            consumers={GROUP: self._monitor.counters} if self._monitor is not None else {},
+        )
+        try:
+            dead = dead_letters_written(self.log, TOPICS)
+            return replace(here, progress=progress(self.log, GROUPS), dead_letters=dead)
+        except Unavailable:
+            return replace(here, log_up=False)
+
+    def _watch(self, stop: threading.Event) -> None:
+        self._monitor = open_monitor(self.settings, self.log, self.store, embedder=self.pipeline.embedder)
+        self._monitor.run(stop)
 
     def _take_in(self, stop: threading.Event) -> None:
         Intake(self.log, open_masker(self.settings.masking)).run(stop)
@@ -246,7 +265,7 @@ class Rooms:
             on_text(piece)
 
     def _interactions(self) -> dict[str, int]:
-        return {"interactions": sum(self.log.end_offsets(LLM_INTERACTIONS).values())}
+        return {"interactions": events_in(self.log, LLM_INTERACTIONS)}
 
     def _llm(self) -> dict[str, Any]:
         model = self.settings.llm.model
@@ -287,7 +306,7 @@ def app_of(rooms: Rooms) -> FastAPI:
 def _routers(rooms: Rooms) -> Iterable[Any]:
     gateway = gateway_api.router(rooms, gateway_api.upstream_of(rooms.settings))
     intake = feedback_api.router(rooms), otlp_api.router(rooms), gateway
-    return openai_api.router(rooms), search_api.router(rooms), *intake
+    return openai_api.router(rooms), search_api.router(rooms), metrics_api.router(rooms), *intake
 
 
 def _part(look: Callable[[], dict[str, Any]]) -> Part:

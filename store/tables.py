@@ -41,6 +41,8 @@ class PlainText(TypeDecorator[str]):
 
 def plain_text(text: str) -> str:
     """Text that every database takes: U+FFFD for NUL (PostgreSQL) and '?' for lone surrogates (UTF-8)."""
+    if text.isascii() and "\0" not in text:
+        return text
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 

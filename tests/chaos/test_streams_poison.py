@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from infra.identity import new_id
 from infra.settings import LogSettings, Settings
 from store.opening import Store, open_store
 from streams.codec import encode
-from streams.consumer import Consumer
+from streams.consumer import Batched, Consumer
 from streams.dead_letters import dead_letter_topic, dead_letters, original, read_letter, replay
 from streams.embedded import EmbeddedLog
 from streams.events import Event, InteractionRecorded
 from streams.kafka import KafkaLog
-from streams.log import EventLog, Record, lag
+from streams.log import EventLog, Record, StoredRecord, lag
 
 GOOD = 990
 POISON: dict[str, Callable[[dict], bytes]] = {
@@ -73,12 +73,12 @@ def records() -> list[Record]:
 
 
 def consume(log: EventLog, topic: str, store: Store, *, broken: bool = False) -> None:
-    def handle(event: Event, record: object) -> None:
-        if broken and event.id in {"e7", "e8"}:
+    def handle(events: Sequence[tuple[Event, StoredRecord]]) -> None:
+        if broken and {event.id for event, _ in events}.intersection({"e7", "e8"}):
             raise ValueError("a mistake of ours")
-        store.interactions.put(event)
+        store.interactions.put_many([event for event, _ in events])
 
-    consumer = Consumer(log, f"g.{topic}", {topic: handle}, retries=1, backoff=0.001)
+    consumer = Consumer(log, f"g.{topic}", {topic: Batched(handle)}, retries=1, backoff=0.001)
     consumer.run_until({topic: log.end_offsets(topic)}, 120)
 
 

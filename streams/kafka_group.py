@@ -9,6 +9,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
+from infra.errors import QuillError
 from infra.identity import new_id
 from streams.kafka_client import (
     DELIVERY_SECONDS,
@@ -57,6 +58,7 @@ class KafkaReader:
         self._handed: dict[TopicPartition, int] = {}
         self._committed: dict[TopicPartition, int] = {}
         self._ahead: deque[StoredRecord] = deque()
+        self._late: dict[tuple[str, int], int] = {}
         # The member that hands out partitions must know them before it joins, or it may hand out none.
         for topic in topics:
             consumer.partitions_for_topic(topic)
@@ -67,6 +69,7 @@ class KafkaReader:
         with self._cluster.reaching():
             self._go_back()
             read = self._fetch(max_records, timeout)
+            self._commit_late()
             self._pass_gaps(read)
         batch = [self._ahead.popleft() for _ in range(min(max_records, len(self._ahead)))]
         self._handed.update((TopicPartition(each.topic, each.partition), each.offset + 1) for each in batch)
@@ -78,9 +81,15 @@ class KafkaReader:
         with self._cluster.reaching():
             try:
                 self._consumer.commit(offsets, timeout_ms=int(DELIVERY_SECONDS * 1000))
-            except (CommitFailedError, FencedInstanceIdError, RebalanceInProgressError) as error:
+            except RebalanceInProgressError:
+                # The group can take it only after the next poll; what this member still owns then is committed there.
+                self._late.update(next_offsets)
+                return
+            except (CommitFailedError, FencedInstanceIdError) as error:
                 raise self._lost(*sorted(next_offsets)[0]) from error
-        self._note(next_offsets)
+        for name, offset in next_offsets.items():
+            self._committed[TopicPartition(*name)] = offset
+            self._late.pop(name, None)
 
     def publish(self, outputs: Sequence[tuple[str, Record]], next_offsets: Mapping[tuple[str, int], int]) -> None:
         """See `GroupReader`: a transaction of Kafka, which the group's generation fences."""
@@ -107,7 +116,7 @@ class KafkaReader:
             # The generation may have ended while some of the partitions stay with this member.
             self._rewind |= {TopicPartition(*name) for name in next_offsets}
             raise
-        self._note(next_offsets)
+        self._committed.update((TopicPartition(*name), offset) for name, offset in next_offsets.items())
 
     def assignment(self) -> set[tuple[str, int]]:
         """See `GroupReader`."""
@@ -116,6 +125,8 @@ class KafkaReader:
     def close(self) -> None:
         """See `GroupReader`. Does nothing the second time."""
         self._transactions.close()
+        with suppress(QuillError):
+            self._commit_late()
         with suppress(KafkaError):
             self._consumer.close(timeout_ms=int(REACH_SECONDS * 1000))
 
@@ -136,9 +147,6 @@ class KafkaReader:
             TopicPartition(*name): OffsetAndMetadata(*self._layout.position(name[0], offset), -1)
             for name, offset in next_offsets.items()
         }
-
-    def _note(self, next_offsets: Mapping[tuple[str, int], int]) -> None:
-        self._committed.update((TopicPartition(*name), offset) for name, offset in next_offsets.items())
 
     def _fetch(self, max_records: int, timeout: float) -> set[TopicPartition]:
         """Read ahead as much as is wanted; the partitions that brought something."""
@@ -161,6 +169,9 @@ class KafkaReader:
         """A partition came or went: start from what the group committed, if it is ours now."""
         for places in (self._starts, self._handed, self._committed):
             places.pop(where, None)
+        self._late = {
+            name: offset for name, offset in self._late.items() if owned_by_way_of(name, self._group) != where
+        }
         if self._ahead:
             self._ahead = deque(each for each in self._ahead if (each.topic, each.partition) != where)
         if self._layout.slots(where.topic) > 1 and where in self._consumer.assignment():
@@ -176,6 +187,11 @@ class KafkaReader:
             else:
                 self._consumer.seek(where, self._layout.position(where.topic, offset)[0])
         self._rewind.clear()
+
+    def _commit_late(self) -> None:
+        if self._late:
+            with suppress(LostPartition):
+                self.commit(dict(self._late))
 
     def _pass_gaps(self, read: Collection[TopicPartition]) -> None:
         """Commit offsets that hold no record, such as the marker that ends a transaction: nobody would otherwise."""

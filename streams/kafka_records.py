@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from streams.frames import FRAMABLE, SLOTS, frames_of, pack, unpack
-from streams.log import Record, StoredRecord, partition_of
+from streams.log import Record, StoredRecord, partitions_of
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -48,13 +48,14 @@ class Layout:
 
     def outgoing(self, topic: str, records: Sequence[Record], partitions: int) -> Iterator[Sending]:
         """The records to send for these, in an order that keeps that of each partition."""
+        numbers = partitions_of([record.key for record in records], partitions)
         if not self.writes_frames or topic not in self.framable:
-            for index, record in enumerate(records):
-                yield _single(partition_of(record.key, partitions), record, index)
+            for index, (record, partition) in enumerate(zip(records, numbers, strict=True)):
+                yield _single(partition, record, index)
             return
         shares: dict[int, list[int]] = {}
-        for index, record in enumerate(records):
-            shares.setdefault(partition_of(record.key, partitions), []).append(index)
+        for index, partition in enumerate(numbers):
+            shares.setdefault(partition, []).append(index)
         for partition, indexes in shares.items():
             done = 0
             for run in frames_of([records[index] for index in indexes]):
@@ -70,14 +71,15 @@ class Layout:
         """The events of a record of the client that lie at `start` or after it, by our offsets."""
         headers = tuple([(name, value or b"") for name, value in record.headers or ()])
         # Foreign producers may leave key or value out, or send keys of any bytes.
-        plain = Record((record.key or b"").decode("utf-8", "replace"), record.value or b"", headers)
-        topic, time = record.topic, _time(max(0, record.timestamp or 0))
+        whole = (record.key or b"").decode("utf-8", "replace"), record.value or b"", headers
+        topic, partition, time = record.topic, record.partition, _time(max(0, record.timestamp or 0))
         slots = self.slots(topic)
-        events = unpack(plain) if slots > 1 else (plain,)
-        first = record.offset * slots + slots - len(events)
+        if slots == 1:
+            return [StoredRecord(*whole, topic, partition, record.offset, time)]
+        events = unpack(Record(*whole))
         return [
-            StoredRecord(each.key, each.value, each.headers, topic, record.partition, offset, time)
-            for offset, each in enumerate(events, first)
+            StoredRecord(key, value, its_headers, topic, partition, offset, time)
+            for offset, (key, value, its_headers) in enumerate(events, (record.offset + 1) * slots - len(events))
             if offset >= start
         ]
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kafka.partitioner.default import murmur2
 
 from streams.embedded import EmbeddedLog
-from streams.log import Record, lag, partition_of
+from streams.log import MANY, Record, lag, partition_of, partitions_of
 
 
 @given(st.text(max_size=50), st.integers(min_value=1, max_value=256))
 def test_a_key_lands_where_kafka_clients_put_it(key: str, partitions: int):
     assert partition_of(key, partitions) == (murmur2(key.encode()) & 0x7FFFFFFF) % partitions
+
+
+@settings(deadline=None)  # the first example loads numpy
+@given(st.lists(st.text(max_size=12) | st.text(min_size=8, max_size=8, alphabet="ab"), min_size=MANY, max_size=300))
+def test_many_keys_land_where_each_does(keys: list[str]):
+    assert partitions_of(keys, 7) == [partition_of(key, 7) for key in keys]
 
 
 def test_keys_spread_over_the_partitions():

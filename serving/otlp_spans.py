@@ -7,6 +7,7 @@ attributes of OpenLLMetry) and OpenInference. Spans of other work are none of ou
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +21,9 @@ from streams.events import InteractionRecorded
 
 OPERATIONS = frozenset({"chat", "text_completion", "generate_content"})
 DETAILS = "gen_ai.client.inference.operation.details"
+CANCELLED = re.compile(
+    r"cancell?(ed|ation)(error|exception)?|(task|operation)canceledexception|aborterror|generatorexit"
+)
 Attributes = Mapping[str, Any]
 
 
@@ -38,7 +42,8 @@ def interaction_of(span: Span, resource: Attributes) -> InteractionRecorded | No
         raise InputError("a span has no usable ids", seen=seen, rule="16 bytes of trace id, 8 of span id")
     call = ChatCall(_request(attributes, events), application=plain(resource.get("service.name")) or "application")
     call.hear(_answer(attributes, events))
-    recorded = call.recorded(error=_error(span, attributes, events))
+    problem = _error(span, attributes, events)
+    recorded = call.recorded(error=problem, cancelled=_cancelled(problem or ""))
     trace, session = span.trace_id.hex(), plain(attributes.get("session.id"))
     response_id = _first(attributes, "gen_ai.response.id")
     began = datetime.fromtimestamp(span.start_time_unix_nano / 1e9, UTC)
@@ -123,6 +128,11 @@ def _error(span: Span, attributes: Attributes, events: list[tuple[str, dict[str,
     kind = kind or plain(raised.get("exception.type")) or "error"
     said = span.status.message or plain(raised.get("exception.message"))
     return f"{kind}: {said}" if said and not said.startswith(kind) else said or kind
+
+
+def _cancelled(problem: str) -> bool:
+    """Whether an error says that the caller went away, as asyncio, .NET, Java and JavaScript name it."""
+    return CANCELLED.fullmatch(problem.partition(":")[0].rpartition(".")[2].lower()) is not None
 
 
 # --- messages, each in OpenAI's form ----------------------------------------------------------------------

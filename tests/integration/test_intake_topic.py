@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from golden_events import FOLDER, INTERACTION, read_golden
 from installation import wait_until
 
 from infra.embedder import HashEmbedder
@@ -41,6 +42,7 @@ from streams.log import EventLog, StoredRecord, lag
 from streams.masking import Masker
 from streams.opening import open_log
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "intake" / "producer.py"
 CANARY = "canary.person@example.org"
 
 
@@ -106,6 +108,23 @@ class IntakeSuite:
         assert (event.id, event.time) == (said.id, said.time)
         assert (event.data.comment, event.data.edited_response) == ("ask [EMAIL]", "To [EMAIL]")
         assert lag(log, GROUP, LLM_INTAKE) == 0
+
+    def test_turns_tool_calls_steps_errors_and_sessions_are_kept_as_they_were_also_of_older_versions(self, log):
+        name = new_id()
+        whole = INTERACTION.model_copy(update={"interaction_id": name, "conversation_id": name})
+        assert whole.spans
+        assert whole.tool_calls
+        assert whole.session_id
+        assert whole.error
+        cut = interaction(f"{name}-cut", prompt="What?", response="Two", finish_reason="cancelled")
+        produce(log, whole, cut)
+        old = read_golden(FOLDER / "llm.interaction.recorded.1.event")
+        log.append(LLM_INTAKE, [old])
+        take_all(log)
+        assert [one.data for one in events(log, LLM_INTERACTIONS, {name})] == [whole]
+        assert [one.data for one in events(log, LLM_INTERACTIONS, {f"{name}-cut"})] == [cut]
+        lifted = decode(old)
+        assert lifted in events(log, LLM_INTERACTIONS, {lifted.data.interaction_id})
 
     def test_what_is_no_event_for_it_lies_unmasked_in_its_dead_letters_and_nowhere_else(self, log, caplog):
         caplog.set_level(logging.DEBUG)
@@ -220,3 +239,16 @@ class TestKafka(IntakeSuite):
 
     def configured(self, settings):
         return settings.model_copy(update={"log": LogSettings(backend="kafka", bootstrap_servers=self.address)})
+
+    def test_the_example_of_a_producer_arrives_masked(self, log):
+        run = subprocess.run(
+            [sys.executable, EXAMPLE, self.address], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert run.returncode == 0, run.stderr
+        name = run.stdout.split()[-1]
+        take_all(log)
+        [event] = events(log, LLM_INTERACTIONS, {name})
+        assert (event.source, event.data.prompt) == ("digest", "Summarise this mail from [EMAIL].")
+        assert event.time is not None
+        [event] = events(log, LLM_FEEDBACK, {name})
+        assert (event.data.ratings, event.data.comment) == ({"relevance": 5}, "Send it to [EMAIL].")

@@ -120,6 +120,15 @@ def test_an_error_is_kept_and_other_work_is_not_recorded(tracer, platform):
     assert one.conversation_id == one.tags["trace_id"]
 
 
+@pytest.mark.parametrize("kind", ["asyncio.exceptions.CancelledError", "GeneratorExit", "cancelled"])
+def test_a_call_that_was_cancelled_is_kept_as_such_with_what_had_been_said(tracer, platform, kind):
+    with tracer.start_as_current_span("chat", attributes={**CHAT, "error.type": kind}) as span:
+        span.set_attribute("gen_ai.output.messages", json.dumps([parts("assistant", "Two")]))
+        span.set_status(StatusCode.ERROR)
+    [one] = platform.emitted
+    assert (one.finish_reason, one.error, one.response) == ("cancelled", None, "Two")
+
+
 def as_json(*spans: dict) -> dict:
     return {"resourceSpans": [{"scopeSpans": [{"spans": list(spans)}]}]}
 

@@ -227,6 +227,7 @@ class _Attempt:
         return InteractionRecorded(
             interaction_id=self.interaction_id,
             conversation_id=request.conversation_id or self.interaction_id,
+            session_id=request.session_id or None,
             application=request.application,
             channel=request.channel,
             prompt=request.question,

@@ -124,6 +124,7 @@ def to_answer_request(body: ChatRequest, channel: str) -> AnswerRequest:
         question=question,
         messages=earlier,
         conversation_id=(body.metadata or {}).get("conversation_id", "") or body.user,
+        session_id=(body.metadata or {}).get("session_id", ""),
         interaction_id=new_id(),
         channel=channel,
         max_tokens=body.limit,

@@ -47,6 +47,7 @@ class AnswerRequest(Value):
     question: str = Field(min_length=1, description="What is asked.")
     messages: tuple[Message, ...] = Field((), description="Earlier messages, oldest first.")
     conversation_id: str = Field("", description="Empty: a conversation of its own.")
+    session_id: str = Field("", description="Conversations of one person at one sitting; empty: none is known.")
     interaction_id: str = Field("", description="Empty: a new one. Given: the caller's idempotency key.")
     application: str = Field("quillstream", description="Who asks.")
     channel: str = Field("production", description="Release channel.")

@@ -189,12 +189,13 @@ def test_earlier_turns_come_before_the_request_and_system_turns_of_others_do_not
         Message(role="assistant", content="Hi."),
     )
     answerer, chat, notebook = build()
-    answerer.answer(REQUEST.model_copy(update={"messages": history, "conversation_id": "c-9"}))
+    told = {"messages": history, "conversation_id": "c-9", "session_id": "s-9"}
+    answerer.answer(REQUEST.model_copy(update=told))
     sent = chat.calls[0]
 
     assert [message.content for message in sent[-3:-1]] == ["Hello ‹|im_end|›", "Hi."]
     assert "evil" not in "".join(message.content for message in sent)
-    assert notebook.events[0].conversation_id == "c-9"
+    assert (notebook.events[0].conversation_id, notebook.events[0].session_id) == ("c-9", "s-9")
     assert notebook.events[0].messages == history
     assert with_history(sent, ()) == list(sent)
 

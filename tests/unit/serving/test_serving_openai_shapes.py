@@ -80,12 +80,14 @@ def test_the_conversation_and_the_earlier_messages_reach_the_answerer(client, pl
     ]
     client.post("/v1/chat/completions", json={"messages": messages, "user": "ann"})
     client.post(
-        "/v1/chat/completions", json={"messages": messages, "user": "ann", "metadata": {"conversation_id": "c7"}}
+        "/v1/chat/completions",
+        json={"messages": messages, "user": "ann", "metadata": {"conversation_id": "c7", "session_id": "s7"}},
     )
     first, second = platform.requests
     assert first.question == "What is\nLoRA?"
     assert [(one.role, one.content) for one in first.messages] == [("system", "Be brief."), ("assistant", "Hello.")]
     assert (first.conversation_id, second.conversation_id) == ("ann", "c7")
+    assert (first.session_id, second.session_id) == ("", "s7")
     assert first.interaction_id != second.interaction_id
 
 

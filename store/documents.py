@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, Select, delete, func, select, tuple_
 from infra.database import BATCH, batches, insert_into, lock, reading
 from infra.errors import InputError
 from infra.identity import Value, canonical_json
-from store.tables import as_utc, chunks, documents, embeddings
+from store.tables import as_utc, chunks, documents, embeddings, plain_text
 from streams.events import DocumentUpserted
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class DocumentStore:
         """Set a document and replace its chunks by `new`; revives a deleted one.
 
         Chunks equal to a stored one stay untouched and are neither added nor removed. An event older than the
-        one applied last, or the same one again, changes nothing. Raises `InputError` when a chunk belongs to
+        one applied last, or the same one again, changes nothing; of two of one moment the greater id wins. Raises `InputError` when a chunk belongs to
         another document or two share an id or a position.
         """
         _check(document.document_id, new)
@@ -199,11 +199,12 @@ def _check(document_id: str, new: Sequence[Chunk]) -> None:
 
 
 def _claim(connection: Connection, document_id: str, event_id: str, time: datetime) -> bool:
-    # False for an event that is older than what was applied last, or is that very event again.
+    # False for an event that is older than what was applied last, or is that very event again. Ids decide between
+    # events of one microsecond, so that any order of arrival, however often, ends with the same one.
     lock(connection, f"document {document_id}")
-    query = select(documents.c.event_id, documents.c.updated_at).where(documents.c.document_id == document_id)
+    query = select(documents.c.updated_at, documents.c.event_id).where(documents.c.document_id == document_id)
     row = connection.execute(query).first()
-    return row is None or (as_utc(time) >= row.updated_at and event_id != row.event_id)
+    return row is None or (as_utc(time), plain_text(event_id)) > (row.updated_at, row.event_id)
 
 
 def _set_row(connection: Connection, document: DocumentUpserted, event_id: str, time: datetime) -> None:

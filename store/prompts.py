@@ -19,6 +19,8 @@ from store.tables import plain_text, prompt_label_history, prompt_labels, prompt
 from streams.events import now
 
 DEFAULT_LABEL = "production"
+_MAX_NUMBER = 2**31 - 1
+"""Of the column; a version past it does not exist, and the databases refuse to look for it."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
@@ -134,10 +136,11 @@ class PromptStore:
     def approve(self, name: str, number: int, by: str) -> Approval:
         """Record that someone approves a version; the first approval stays. Raises `NotFound`."""
         with self._engine.begin() as connection:
+            lock(connection, f"prompt {name}")
             _get(connection, name, number)
             approval = _approvals(connection, name).get(number)
             if approval is None:
-                approval = Approval(by=by, at=now())
+                approval = Approval(by=plain_text(by), at=now())
                 row = (prompt_versions.c.name == name) & (prompt_versions.c.number == number)
                 values = {"approved_by": approval.by, "approved_at": approval.at}
                 connection.execute(update(prompt_versions).where(row).values(**values))
@@ -202,7 +205,7 @@ def _insert_version(connection: Connection, version: PromptVersion, digest: str,
 def _number(connection: Connection, name: str, pointer: str) -> int | None:
     labels = _labels(connection, name)
     if pointer.isdecimal():
-        return min(int(pointer), 2**31 - 1)
+        return int(pointer) if len(pointer) <= len(str(_MAX_NUMBER)) else _MAX_NUMBER
     if pointer and pointer not in labels:
         raise NotFound(
             f"prompt {name} has no label {pointer!r}",
@@ -216,7 +219,7 @@ def _get(connection: Connection, name: str, number: int | None) -> PromptVersion
     # Without a number: the newest version.
     query = select(prompt_versions).where(prompt_versions.c.name == name).order_by(prompt_versions.c.number.desc())
     if number is not None:
-        query = query.where(prompt_versions.c.number == number)
+        query = query.where(prompt_versions.c.number == max(0, min(number, _MAX_NUMBER)))
     row = connection.execute(query.limit(1)).first()
     if row is None:
         seen = name if number is None else f"{name}@{number}"

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from pydantic import Field
 
 from dagster_project.evaluation import adapter_starting_with
-from infra.errors import InputError, NotFound
+from infra.errors import InputError, NotFound, Unavailable
 from infra.identity import Value, content_id, short
+from monitoring.llm_judge import FAILED
 from monitoring.opening import open_llm_judge
 from monitoring.recording import evaluation_of
 from retrieval.opening import open_answerer
@@ -19,7 +20,16 @@ from retrieval.release_default import default_release
 from store.opening import Store
 from store.releases import Release
 from store.replays import Replay, ReplayResult, ReplayState
-from streams.events import EVALUATION_CHANNEL, LLM_INTERACTIONS, Event, InteractionRecorded, Payload
+from streams.events import (
+    EVALUATION_CHANNEL,
+    LLM_INTERACTIONS,
+    EvaluationRecorded,
+    Event,
+    InteractionRecorded,
+    Payload,
+    Unscored,
+    Verdict,
+)
 from streams.log import EventLog
 from streams.masking import Masker, mask_payload, open_masker
 from streams.protocols import Answerer, AnswerRequest, Judge
@@ -31,6 +41,8 @@ if TYPE_CHECKING:
 CHANNEL = "production"
 ACTOR = "replay"
 LOCAL, LLM = "local", "llm"
+IN_A_ROW = 3
+"""Failures of the judge that are no longer those of single answers."""
 PROMPT_VARIABLES = {"question", "sources"}
 
 P = TypeVar("P", bound=Payload)
@@ -83,20 +95,37 @@ class Replayer:
         """Replay what has no result yet. Killed at any moment, the next run goes on after the last result.
 
         Passed over are records that are no events, interactions without a prompt, and those of our own comparisons.
-        What the answering model refuses is a result; that it is away or unknown is raised.
+        What the answering model refuses, and what the judge fails at, is a result; that the model is away or unknown,
+        or that the judge fails `IN_A_ROW` times, is raised.
         """
         self._store.replays.begin(replay)
         known = self._store.replays.replayed(replay.name)
         passed_over = 0
+        failed: list[ReplayResult] = []
         for one in reread(log, replay.window):
             subject = _subject(one.event)
             if subject is None or one.event is None:
                 passed_over += 1
             elif subject.interaction_id not in known:
-                self._store.replays.put(replay.name, [self._result(replay.name, one.event, subject)])
                 known.add(subject.interaction_id)
+                failed = self._keep(replay.name, [*failed, self._result(replay.name, one.event, subject)])
             on_progress(one.done, one.total, f"{len(known)} replayed")
+        self._store.replays.put(replay.name, failed)
         return self._store.replays.finish(replay.name, passed_over=passed_over)
+
+    def _keep(self, name: str, results: list[ReplayResult]) -> list[ReplayResult]:
+        """Store results, or return them where the judge failed at one and has given no verdict since."""
+        reasons = [reason for result in results if (reason := _failure(result.evaluation))]
+        if not reasons or any(isinstance(score, Verdict) for score in results[-1].evaluation.scores):
+            self._store.replays.put(name, results)
+            return []
+        if len(reasons) == IN_A_ROW:
+            raise Unavailable(
+                f"the judge failed {IN_A_ROW} times in a row",
+                seen=reasons[0],
+                fix="mend it and run the same command again",
+            )
+        return results
 
     def _result(self, name: str, event: Event, original: InteractionRecorded) -> ReplayResult:
         answer = self._answered(self._answerer, name, original) if self._answerer else None
@@ -189,6 +218,13 @@ def _subject(event: Event | None) -> InteractionRecorded | None:
     if not isinstance(interaction, InteractionRecorded) or interaction.channel == EVALUATION_CHANNEL:
         return None
     return interaction if interaction.prompt.strip() else None
+
+
+def _failure(evaluation: EvaluationRecorded) -> str:
+    """Why the judge gave no verdict at all, when it was the judge that failed; else empty."""
+    reasons = [score.reason for score in evaluation.scores if isinstance(score, Unscored)]
+    failed = len(reasons) == len(evaluation.scores) and all(reason.startswith(FAILED) for reason in reasons)
+    return reasons[0] if failed and reasons else ""
 
 
 def _masked(payload: P, masker: Masker) -> P:

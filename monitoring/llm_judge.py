@@ -16,6 +16,8 @@ from streams.protocols import JudgeInput, Judgement
 
 __all__ = ["RUBRIC_NAME", "LlmJudge", "PairwiseLlmJudge", "Preference", "rubric_messages"]
 
+FAILED = "the judge failed"
+"""How the reason begins when the chat model gave no answer at all."""
 DECODING = Decoding(temperature=0.0, max_tokens=240)
 
 
@@ -59,7 +61,7 @@ class LlmJudge:
             messages = self._rubric.render(query=query, output=output)
             completion = self._chat.complete(messages, DECODING, json_schema=schema())
         except QuillError as error:
-            return unscored(f"the judge failed: {error}")
+            return unscored(f"{FAILED}: {error}")
         if completion.finish_reason == "length" and not completion.text.rstrip().endswith("}"):
             return unscored("the judge's reply was cut off")
         return read_reply(completion.text)

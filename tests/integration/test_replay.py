@@ -24,6 +24,7 @@ from infra.errors import Conflict, InputError, NotFound, Unavailable
 from infra.llm.chat import Message
 from infra.llm.scripted import ScriptedChat
 from monitoring.consumer import Monitor, state_folder
+from monitoring.llm_judge import LlmJudge
 from monitoring.local_judge import LocalJudge
 from monitoring.opening import open_rubric
 from retrieval.answer import GroundedAnswerer
@@ -225,6 +226,29 @@ def test_a_refused_answer_is_a_result_and_a_model_that_is_away_stops_the_replay(
     assert results["i3"].answer.finish_reason == "error"
     assert "does not fit" in results["i3"].answer.error
     assert all(isinstance(score, Unscored) for score in results["i3"].evaluation.scores)
+
+
+def test_a_judge_that_is_away_stops_the_replay_and_one_failure_does_not(wiring):
+    class Away(ScriptedChat):
+        fails = ("i3?", "i5?")
+
+        def complete(self, messages, *arguments, **keywords):
+            if any(name in messages[-1].content for name in self.fails):
+                raise Unavailable("the language model cannot be reached")
+            return super().complete(messages, *arguments, **keywords)
+
+    chat = Away(lambda _: REPLY)
+    judge = LlmJudge(chat, open_rubric(wiring.store))
+    replayer = Replayer(wiring.store, judge, Masker())
+    asked = Replay(name="away", window=WINDOW, judge=judge.id)
+    chat.fails = ("What does LoRA",)
+    with pytest.raises(Unavailable, match="in a row"):
+        replayer.run(wiring.log, asked, lambda *_: None)
+    assert wiring.store.replays.replayed("away") <= {"refused"}
+    chat.fails = Away.fails
+    assert replayer.run(wiring.log, asked, lambda *_: None).results == 13
+    verdicts = [row for row in compared(wiring.store.replays.results("away")) if row["criterion"] == "relevance"]
+    assert verdicts[0]["judged"] == 10
 
 
 @pytest.mark.parametrize(

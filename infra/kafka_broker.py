@@ -14,8 +14,11 @@ import subprocess
 import tempfile
 import time
 import uuid
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from infra.errors import Unavailable
 from infra.identity import file_hash, short
@@ -32,8 +35,8 @@ PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{listeners}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}{listeners}
 controller.listener.names=CONTROLLER
 log.dirs={data}/log
 auto.create.topics.enable=false
@@ -50,6 +53,34 @@ group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
 transaction.abort.timed.out.transaction.cleanup.interval.ms=500
 """
+
+
+SECURED = """\
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL
+ssl.keystore.type=PEM
+ssl.keystore.location={server}
+ssl.truststore.type=PEM
+ssl.truststore.location={authority}
+listener.name.ssl.ssl.client.auth=required
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256
+listener.name.sasl_ssl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \
+user_{user}="{password}";
+listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config=\
+org.apache.kafka.common.security.scram.ScramLoginModule required;
+"""
+
+
+@dataclass(frozen=True)
+class Security:
+    """Two more listeners: `SSL`, which asks clients for a certificate, and `SASL_SSL`, which asks for a login."""
+
+    authority: Path
+    """PEM file of the authority that signs the clients' certificates."""
+    server: Path
+    """PEM file of the broker's private key (PKCS 8) and certificate, for 127.0.0.1."""
+    user: str
+    password: str
+    """Letters and digits only: they stand in Java's configuration as they are."""
 
 
 def missing() -> str:
@@ -71,11 +102,12 @@ class KafkaBroker:
     The address stays the same when the same object is stopped or killed and started again.
     """
 
-    def __init__(self, home: Path, data: Path | None = None) -> None:
+    def __init__(self, home: Path, data: Path | None = None, security: Security | None = None) -> None:
         self.home = home
+        self._security = security
         self._temporary = data is None
         self._data = data
-        self._ports: tuple[int, int] | None = None
+        self._ports: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> str:
@@ -89,18 +121,22 @@ class KafkaBroker:
         if self._data is None:
             self._data = Path(tempfile.mkdtemp(prefix="quillstream-kafka-"))
         self._data.mkdir(parents=True, exist_ok=True)
-        self._ports = self._ports or _free_ports()
+        self._ports = self._ports or _free_ports(4)
         properties = self._data / "server.properties"
-        properties.write_text(PROPERTIES.format(port=self._ports[0], controller=self._ports[1], data=self._data))
+        properties.write_text(self._properties(self._data))
         java = ("java", *JVM, "-cp", f"{jars}/*")
         if not (self._data / "log" / "meta.properties").exists():
-            _run(java, "kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(properties))
+            options = ["-t", _cluster_id(), "-c", str(properties)]
+            if self._security:
+                user = f"name={self._security.user},password={self._security.password}"
+                options += ["--add-scram", f"SCRAM-SHA-256=[{user}]"]
+            _run(java, "kafka.tools.StorageTool", "format", *options)
         with (self._data / "broker.log").open("ab") as output:
             command = [*java, "kafka.Kafka", str(properties)]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         atexit.register(self.stop)
         self._wait()
-        return f"127.0.0.1:{self._ports[0]}"
+        return self.address
 
     def stop(self) -> None:
         """Shut down in order; by force after 15 s. Does nothing when it does not run."""
@@ -126,6 +162,18 @@ class KafkaBroker:
     def address(self) -> str:
         """`127.0.0.1:port` after the first start; empty before."""
         return f"127.0.0.1:{self._ports[0]}" if self._ports else ""
+
+    def secured_address(self, protocol: Literal["SSL", "SASL_SSL"]) -> str:
+        """As `address`, of a listener of `Security`."""
+        return f"127.0.0.1:{self._ports[2 if protocol == 'SSL' else 3]}" if self._ports and self._security else ""
+
+    def _properties(self, data: Path) -> str:
+        port, controller, *_ = self._ports
+        listeners = secured = ""
+        if self._security:
+            listeners = f",SSL://{self.secured_address('SSL')},SASL_SSL://{self.secured_address('SASL_SSL')}"
+            secured = SECURED.format(**asdict(self._security))
+        return PROPERTIES.format(port=port, controller=controller, data=data, listeners=listeners) + secured
 
     def _jars(self) -> Path:
         jars = self.home / f"jars-{short(file_hash(POM))}"
@@ -175,11 +223,12 @@ def _run(command: tuple[str, ...], *arguments: str, timeout: float = 60.0) -> No
         raise Unavailable(f"{command[0]} {arguments[0]} failed", seen=lines[0] if lines else done.returncode)
 
 
-def _free_ports() -> tuple[int, int]:
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]
+def _free_ports(number: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
 
 
 def _cluster_id() -> str:

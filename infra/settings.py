@@ -53,6 +53,8 @@ class LogSettings(Value):
     sasl_username: str = Field("", description="SASL user name.")
     sasl_password: SecretStr = Field(SecretStr(""), description="SASL password.")
     ssl_cafile: str = Field("", description="PEM file of the certificate authority; empty means the system's.")
+    ssl_certfile: str = Field("", description="PEM file of this client's certificate; empty means none.")
+    ssl_keyfile: str = Field("", description="PEM file of its private key; empty: it is in log.ssl_certfile.")
 
 
 class IndexSettings(Value):

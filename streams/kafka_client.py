@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,11 +28,14 @@ from kafka.errors import (
     FencedInstanceIdError,
     GroupIdNotFoundError,
     KafkaError,
+    KafkaTimeoutError,
     MessageSizeTooLargeError,
     RebalanceInProgressError,
     RecordListTooLargeError,
     RetriableError,
+    SaslAuthenticationFailedError,
     TopicAlreadyExistsError,
+    UnsupportedSaslMechanismError,
     for_code,
 )
 from kafka.protocol.consumer import OffsetSpec
@@ -55,8 +60,13 @@ __all__ = [
     "TopicPartition",
 ]
 
+# Its warnings belong to the application's log, if it keeps one, and not on everybody's terminal.
+logging.getLogger("kafka").addHandler(logging.NullHandler())
 REACH_SECONDS = 5.0
 DELIVERY_SECONDS = 10.0
+
+
+_SILENCE = ("Kafka does not answer", "start the broker, or change log.bootstrap_servers")
 
 
 class Cluster:
@@ -75,18 +85,19 @@ class Cluster:
 
     def reader(self) -> KafkaConsumer:
         """A consumer without a group, shared by the process."""
-        return self._client("reader", lambda: KafkaConsumer(**self._reading()))
+        return self._client("reader", lambda: _made(KafkaConsumer, **self._reading()))
 
     def producer(self) -> KafkaProducer:
         """The idempotent producer of the process: a retry inside it never doubles a record."""
-        return self._client("producer", lambda: KafkaProducer(**self._writing()))
+        return self._client("producer", lambda: _made(KafkaProducer, **self._writing()))
 
     def transactional_producer(self, name: str, timeout: float) -> KafkaProducer:
         """A new producer whose transactions the cluster ends by itself after `timeout` seconds.
 
         A transaction that an earlier producer of this name left is completed or undone before this returns.
         """
-        producer = KafkaProducer(**self._writing(), transactional_id=name, transaction_timeout_ms=int(timeout * 1000))
+        options = {"transactional_id": name, "transaction_timeout_ms": int(timeout * 1000)}
+        producer = _made(KafkaProducer, **self._writing(), **options)
         try:
             producer.init_transactions()
         except BaseException:
@@ -96,7 +107,8 @@ class Cluster:
 
     def member(self, group: str, *, session_timeout: float, max_poll: float) -> KafkaConsumer:
         """A new consumer in a group, with cooperative rebalancing: partitions that stay keep being read meanwhile."""
-        return KafkaConsumer(
+        return _made(
+            KafkaConsumer,
             group_id=group,
             enable_auto_commit=False,
             session_timeout_ms=int(session_timeout * 1000),
@@ -154,16 +166,12 @@ class Cluster:
         except GroupIdNotFoundError:
             raise
         except (KafkaError, OSError) as error:
-            fix = "check the user's rights" if isinstance(error, AuthorizationError) else ""
-            raise Unavailable(
-                "Kafka does not answer" if not fix else "Kafka refused",
-                seen=self._settings.bootstrap_servers,
-                rule=str(error) or type(error).__name__,
-                fix=fix or "start the broker, or change log.bootstrap_servers",
-            ) from error
+            what, fix = _refused(error)
+            servers, rule = self._settings.bootstrap_servers, str(error) or type(error).__name__
+            raise Unavailable(what, seen=servers, rule=rule, fix=fix) from error
 
     def _admin(self) -> KafkaAdminClient:
-        return self._client("admin", lambda: KafkaAdminClient(request_timeout_ms=5000, **self._connection()))
+        return self._client("admin", lambda: _made(KafkaAdminClient, request_timeout_ms=5000, **self._connection()))
 
     def _client(self, role: str, make: Callable[[], Any]) -> Any:
         # Keyed by process: a child of a fork has the sockets of these clients, but not their threads.
@@ -206,8 +214,8 @@ class Cluster:
             "bootstrap_timeout_ms": int(REACH_SECONDS * 1000),
             "reconnect_backoff_max_ms": 2000,
         }
-        if settings.ssl_cafile:
-            config["ssl_cafile"] = settings.ssl_cafile
+        if settings.security_protocol.endswith("SSL"):
+            config["ssl_context"] = _trusting(settings)
         if settings.security_protocol.startswith("SASL"):
             if not settings.sasl_mechanism or not settings.sasl_username:
                 rule = f"{settings.security_protocol} needs log.sasl_mechanism, log.sasl_username and log.sasl_password"
@@ -215,20 +223,80 @@ class Cluster:
             config["sasl_mechanism"] = settings.sasl_mechanism
             config["sasl_plain_username"] = settings.sasl_username
             config["sasl_plain_password"] = settings.sasl_password.get_secret_value()
-        _knock(config["bootstrap_servers"])
+        _knock(config["bootstrap_servers"], config.get("ssl_context"))
         return config
 
 
-def _knock(servers: Sequence[str]) -> None:
+class _Reasons(logging.Handler):
+    """What the client logs of its first connections: in the end it raises only that it ran out of time."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.telling: KafkaError | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for each in record.args or ():
+            # "Socket disconnected" comes between the answers that say why.
+            if isinstance(each, KafkaError) and (self.telling is None or _refused(each) != _SILENCE):
+                self.telling = each
+
+
+def _made(client: Callable[..., Any], **options: Any) -> Any:
+    """A connected client. Raises what kept it from connecting."""
+    reasons, logger = _Reasons(), logging.getLogger("kafka.net.manager")
+    logger.addHandler(reasons)
+    try:
+        return client(**options)
+    except KafkaTimeoutError as error:
+        raise reasons.telling or error from error
+    finally:
+        logger.removeHandler(reasons)
+
+
+def _trusting(settings: LogSettings) -> ssl.SSLContext:
+    """What proves who the broker is, and who we are if it asks."""
+    try:
+        context = ssl.create_default_context(cafile=settings.ssl_cafile or None)
+        if settings.ssl_certfile:
+            context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile or None)
+    except OSError as error:
+        files = [settings.ssl_cafile, settings.ssl_certfile, settings.ssl_keyfile]
+        raise SettingsError(
+            "a certificate for Kafka cannot be used",
+            seen=", ".join(file for file in files if file),
+            rule=str(error),
+            fix="change log.ssl_cafile, log.ssl_certfile or log.ssl_keyfile to readable PEM files that belong together",
+        ) from error
+    return context
+
+
+def _knock(servers: Sequence[str], trusting: ssl.SSLContext | None) -> None:
     """Raise the last error when no server takes a connection: the clients would try for longer and say less."""
     last: OSError | None = None
     for server in servers:
         host, _, port = server.rpartition(":")
+        host = host.strip("[]")
+        if not port.isascii() or not port.isdigit():
+            raise SettingsError("not an address of a Kafka broker", seen=server, rule="host:port")
         try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS / len(servers)):
+            with socket.create_connection((host, int(port)), timeout=REACH_SECONDS / len(servers)) as plain:
+                if trusting is not None:
+                    trusting.wrap_socket(plain, server_hostname=host).close()
                 return
-        except ValueError:
-            raise SettingsError("not an address of a Kafka broker", seen=server, rule="host:port") from None
         except OSError as error:
             last = error
     raise last or OSError("no server is named")
+
+
+def _refused(error: Exception) -> tuple[str, str]:
+    """What happened and how to mend it, by what the client or the network said."""
+    if isinstance(error, (SaslAuthenticationFailedError, UnsupportedSaslMechanismError)):
+        return "Kafka refused the login", "check log.sasl_mechanism, log.sasl_username and log.sasl_password"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "the broker's certificate is not trusted", "set log.ssl_cafile to the authority that signed it"
+    if isinstance(error, ssl.SSLError) or "[SSL" in str(error):
+        fix = "check log.security_protocol, and log.ssl_certfile if the broker asks for a certificate"
+        return "no secure connection to Kafka came about", fix
+    if isinstance(error, AuthorizationError):
+        return "Kafka refused", "check the user's rights"
+    return _SILENCE

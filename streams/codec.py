@@ -126,15 +126,15 @@ def _payload(value: bytes) -> Payload:
 
 
 def _payload_in_order(value: bytes) -> Payload | None:
-    """A payload as this version writes it; None for whatever needs a closer look. 18 against 40 µs for 4 KB."""
-    if b"\\u0000" in value:
+    """A payload as this version writes it; None for whatever needs a closer look, at a third of the cost."""
+    if not value.startswith(b'{"type":"') or b"\\u0000" in value:
         return None
     try:
         payload = _PAYLOAD.validate_json(value)
     except ValidationError:
         return None
-    # A default would fill a missing version in, and `true` would pass for 1.
-    stated = b'"schema_version":%d' % payload.schema_version in value and "type" in payload.model_fields_set
+    # A default would fill a missing version in, and `true` would pass for 1: it must stand there as it is written.
+    stated = value.startswith(b'{"type":"%b","schema_version":%d,' % (payload.type.encode(), payload.schema_version))
     # Free-form metadata may hold what no model forbids: NaN, and nesting without end.
     return payload if stated and not isinstance(payload, DocumentUpserted) else None
 

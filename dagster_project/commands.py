@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dagster_project.replay_commands import replay_app
-from infra.cli import JsonFlag, console, print_json, print_rows
+from infra.cli import JsonFlag, console, evaluations, print_json, print_rows
 from infra.errors import InputError
 from infra.settings import Settings, load_settings
 
@@ -15,7 +15,7 @@ from infra.settings import Settings, load_settings
 def register(app: typer.Typer) -> None:
     """Add the verbs of this room."""
     app.command("demo")(demo)
-    app.command("evaluate")(evaluate)
+    evaluations(app).command("show")(evaluate)
     app.add_typer(replay_app, name="replay")
 
 

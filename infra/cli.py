@@ -15,6 +15,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from infra.errors import QuillError
 from infra.identity import canonical_json
@@ -37,6 +38,28 @@ def build_app() -> typer.Typer:
     for entry in sorted(entry_points(group="quillstream.commands"), key=lambda entry: entry.name):
         entry.load()(app)
     return app
+
+
+class GroupWithDefault(TyperGroup):
+    """A group of verbs in which a first word that is no verb belongs to the verb `DEFAULT`."""
+
+    DEFAULT = "show"
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Put the default verb before what is no verb."""
+        known = not args or args[0] in self.commands or args[0].startswith("-")
+        return super().resolve_command(ctx, args if known else [self.DEFAULT, *args])
+
+
+def evaluations(app: typer.Typer) -> typer.Typer:
+    """The verbs below `quill evaluate`, to which rooms add what they can measure; `show` takes what is no verb."""
+    for known in app.registered_groups:
+        if known.name == "evaluate" and known.typer_instance is not None:
+            return known.typer_instance
+    about = "How good something is: a release or an adapter by its id, or a part of the platform on your own data."
+    made = typer.Typer(help=about, no_args_is_help=True, cls=GroupWithDefault)
+    app.add_typer(made, name="evaluate")
+    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -34,9 +34,9 @@ class ChunkSettings(Value):
 
     target_tokens: int = Field(180, ge=20, description="Paragraphs are packed up to this many embedder tokens.")
     merge_below: int = Field(60, ge=0, description="A section shorter than this takes in the section after it.")
-    min_words: int = Field(12, ge=1, description="Chunks with fewer words are dropped.")
+    min_words: int = Field(12, ge=1, description="Chunks with fewer words are dropped, unless a document has no other.")
     same_words: float = Field(0.9, ge=0, le=1, description="Jaccard similarity of words that makes a repetition.")
-    version: int = Field(1, description="Raised when cleaning or chunking changes what it produces.")
+    version: int = Field(2, description="Raised when cleaning or chunking changes what it produces.")
 
 
 class Tokenizer(Protocol):
@@ -62,14 +62,18 @@ def embedding_text(title: str, heading: str, text: str) -> str:
 
 
 def chunk_document(document: DocumentUpserted, tokenizer: Tokenizer, settings: ChunkSettings) -> list[Chunk]:
-    """The chunks of a document in reading order; empty when it holds no prose."""
+    """The chunks of a document in reading order; empty when it holds no word."""
     count = _Counter(tokenizer)
     cutter = _Cutter(count, settings, tokenizer.max_tokens, document.title)
+    cut = list(cutter.cut(blocks(clean(document.text), document.title)))
+    # What is no prose is left out beside prose; a document of a few words, such as a title, is still a document.
+    prose = [(path, text) for path, text in cut if _worth_keeping(text, settings.min_words)]
+    prose = prose or [(path, text) for path, text in cut if _worth_keeping(text, 1)]
     chunks: list[Chunk] = []
     kept: list[set[str]] = []
-    for path, text in cutter.cut(blocks(clean(document.text), document.title)):
+    for path, text in prose:
         words = set(re.findall(r"\w+", text.lower()))
-        if not _worth_keeping(text, settings) or any(_same(words, other, settings.same_words) for other in kept):
+        if any(_same(words, other, settings.same_words) for other in kept):
             continue
         kept.append(words)
         heading = " > ".join(path)
@@ -267,9 +271,9 @@ def _bridge(path: tuple[str, ...], following: tuple[str, ...]) -> str:
     return ": ".join(following[common:])
 
 
-def _worth_keeping(text: str, settings: ChunkSettings) -> bool:
+def _worth_keeping(text: str, min_words: int) -> bool:
     prose = re.sub(r"^(```|~~~).*?(?:^\1|\Z)", "", text, flags=re.DOTALL | re.MULTILINE)
-    return len(prose.split()) >= settings.min_words and is_prose(prose)
+    return len(prose.split()) >= min_words and is_prose(prose)
 
 
 def _same(words: set[str], other: set[str], limit: float) -> bool:

@@ -1,4 +1,4 @@
-"""Hybrid search: dense and BM25 side by side, fused, folded, and empty when nothing is relevant."""
+"""Search: chunks ranked, repetitions folded, and nothing when nothing is relevant."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from statistics import fmean, pstdev
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from infra.embedder import Embedder
 from retrieval.index.protocol import Hit, VectorIndex
+from retrieval.ranking import Ranking, background
 from retrieval.sparse import encode_query, terms
 from store.documents import Chunk, DocumentRow
 from store.opening import Store
 from streams.protocols import RetrievedChunk, SearchResult
 
-DEPTH = 40
+if TYPE_CHECKING:
+    import numpy as np
+
+CANDIDATES = 40
+"""Ranked chunks whose texts are looked at, or four times the limit."""
 PER_DOCUMENT = 3
 CROWDED = 0.8
 SAME_WORDS = 0.85
@@ -69,6 +73,7 @@ class HybridRetriever:
         self._reader = reader
         self._store = store
         self.embedder = embedder
+        self._background: tuple[dict[int, int], np.ndarray | None] | None = None
 
     def search(self, question: str, *, limit: int = 8) -> SearchResult:
         """The most relevant chunks, best first, see `select`; scores are fused, 0 to 1.
@@ -78,25 +83,29 @@ class HybridRetriever:
         subject = subject_of(question)
         vector = self.embedder.embed([subject])[0]
         with self._reader.read() as (index, position):
-            dense = index.search_dense(vector, DEPTH)
-            lexical = index.search_sparse(encode_query(subject), DEPTH)
-        best = max((hit.score for hit in dense), default=0.0)
-        found = relevant(self._chunks(fuse(dense, lexical)), subject, {hit.chunk_id: hit.score for hit in dense})
+            ranked = Ranking(index, self._background_of(index, position)).rank(vector, encode_query(subject))
+        candidates = self._chunks(ranked.hits[: max(CANDIDATES, 4 * limit)])
         return SearchResult(
-            chunks=tuple(select(found, limit)),
+            chunks=tuple(select(relevant(candidates, subject, ranked.cosines), limit)),
             index_build=self._reader.build,
             index_position={str(partition): offset for partition, offset in position.items()},
-            best_similarity=best,
+            best_similarity=max(ranked.cosines.values(), default=0.0),
         )
 
-    def _chunks(self, scores: Mapping[str, float]) -> list[RetrievedChunk]:
-        """The chunks in the order of their scores; those the store dropped since the snapshot are left out."""
-        chunks = self._store.documents.chunks(list(scores))
+    def _background_of(self, index: VectorIndex, position: dict[int, int]) -> np.ndarray | None:
+        known = self._background
+        if known is None or known[0] != position:
+            known = self._background = (position, background(index))
+        return known[1]
+
+    def _chunks(self, hits: Sequence[Hit]) -> list[RetrievedChunk]:
+        """The chunks of hits in their order; those the store dropped since the snapshot are left out."""
+        chunks = self._store.documents.chunks([hit.chunk_id for hit in hits])
         rows = self._store.documents.source_of(sorted({chunk.document_id for chunk in chunks.values()}))
         return [
-            _retrieved(chunks[chunk_id], rows[chunks[chunk_id].document_id], score)
-            for chunk_id, score in scores.items()
-            if chunk_id in chunks and chunks[chunk_id].document_id in rows
+            _retrieved(chunks[hit.chunk_id], rows[hit.document_id], hit.score)
+            for hit in hits
+            if hit.chunk_id in chunks and hit.document_id in rows
         ]
 
 
@@ -108,21 +117,6 @@ def subject_of(question: str) -> str:
     subject = _INTEREST.sub(" ", subject)
     subject = re.sub(r"\s+", " ", subject).strip()
     return subject if terms(subject) else question
-
-
-def fuse(dense: Sequence[Hit], lexical: Sequence[Hit]) -> dict[str, float]:
-    """Chunk id to fused score, best first: the mean of both lists' scores, each scaled to 0..1 by its own spread.
-
-    Distribution-based score fusion: mean - 3 standard deviations becomes 0, mean + 3 becomes 1; a chunk absent
-    from a list has 0 there. nDCG@10 on CACM (52 queries, depth 40): dense 0.410, BM25 0.391, reciprocal rank fusion
-    with k = 60 0.515, min-max 0.500, z-score 0.499, this 0.523; weights of 0.4 or 0.6 instead of 0.5: 0.515, 0.517.
-    """
-    scaled = (_scaled(dense), _scaled(lexical))
-    scores = {
-        chunk_id: (scaled[0].get(chunk_id, 0.0) + scaled[1].get(chunk_id, 0.0)) / 2
-        for chunk_id in dict.fromkeys([*scaled[0], *scaled[1]])
-    }
-    return dict(sorted(scores.items(), key=lambda item: (-item[1], item[0])))
 
 
 def relevant(chunks: Sequence[RetrievedChunk], subject: str, cosines: Mapping[str, float]) -> list[RetrievedChunk]:
@@ -171,15 +165,6 @@ def select(chunks: Sequence[RetrievedChunk], limit: int) -> list[RetrievedChunk]
         per_document[chunk.document_id] += 1
         kept.append(chunk)
     return sorted(kept, key=lambda chunk: -chunk.score)[:limit]
-
-
-def _scaled(hits: Sequence[Hit]) -> dict[str, float]:
-    if not hits:
-        return {}
-    scores = [hit.score for hit in hits]
-    low = fmean(scores) - 3 * pstdev(scores)
-    span = 6 * pstdev(scores)
-    return {hit.chunk_id: min(1.0, max(0.0, (hit.score - low) / span)) if span > 0 else 0.5 for hit in hits}
 
 
 def _same(words: set[str], other: set[str]) -> bool:

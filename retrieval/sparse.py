@@ -5,7 +5,7 @@ length normalised by a fixed average (so that a vector never changes when other 
 
     weight(t, d) = tf · (k1 + 1) / (tf + k1 · (1 - b + b · |d| / AVERAGE_LENGTH))
 
-A query has weight 1 per distinct token; the index multiplies by ln(1 + (N - n + 0.5) / (n + 0.5)).
+A query has its term frequency per distinct term; the index multiplies by ln(1 + (N - n + 0.5) / (n + 0.5)).
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from retrieval.index.protocol import SparseVector
 
 K1 = 1.2
 B = 0.75
-AVERAGE_LENGTH = 256.0  # Qdrant's default; only relative lengths matter, and chunks are of similar length
+AVERAGE_LENGTH = 80.0
+"""Terms of a usual chunk. nDCG@10 of BM25 with 256, Qdrant's default, and with this: CACM (33 terms a text) 0.438 and
+0.487, chunking_evaluation (88 terms) 0.789 and 0.781; with each set's own average 0.492 and 0.784."""
 TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _STOP_WORDS = """a about above after again against all am an and any are as at be because been before being below
 between both but by can could did do does doing down during each few for from further had has have having he her here
@@ -30,7 +32,7 @@ once only or other our ours ourselves out over own same she should so some such 
 themselves then there these they this those through to too under until up very was we were what when where which
 while who whom why will with would you your yours yourself yourselves"""
 STOP_WORDS = frozenset(_STOP_WORDS.split())
-SETTINGS = {"k1": K1, "b": B, "average_length": AVERAGE_LENGTH, "stemmer": "snowball-english", "version": 1}
+SETTINGS = {"k1": K1, "b": B, "average_length": AVERAGE_LENGTH, "stemmer": "snowball-english", "version": 2}
 
 
 def terms(text: str) -> list[str]:
@@ -47,8 +49,8 @@ def encode_document(text: str) -> SparseVector:
 
 
 def encode_query(text: str) -> SparseVector:
-    """Weight 1 for each distinct term of a question."""
-    return _vector(dict.fromkeys(terms(text), 1.0))
+    """How often each term stands in a question; for CACM's, of several sentences, nDCG@10 rises from 0.43 to 0.49."""
+    return _vector({term: float(count) for term, count in Counter(terms(text)).items()})
 
 
 @lru_cache(maxsize=100_000)

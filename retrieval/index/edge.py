@@ -103,6 +103,18 @@ class EdgeIndex:
             return []
         return self._search(edge.SparseVector(vector.indices, vector.values), SPARSE, limit)
 
+    def vectors(self, chunk_ids: Sequence[str]) -> np.ndarray:
+        """Dense vectors of points."""
+        points = [point_id(chunk_id) for chunk_id in chunk_ids]
+        return _dense(self._shard.retrieve(points, with_payload=False, with_vector=True))
+
+    def sample(self, limit: int) -> np.ndarray:
+        """Dense vectors of the first points by id."""
+        import qdrant_edge as edge
+
+        records, _ = self._shard.scroll(edge.ScrollRequest(limit=limit, with_payload=False, with_vector=True))
+        return _dense(records)
+
     def count(self) -> int:
         """Points held."""
         import qdrant_edge as edge
@@ -129,3 +141,10 @@ class EdgeIndex:
             Hit(point.payload["chunk_id"], point.payload["document_id"], float(point.score))
             for point in self._shard.query(request)
         ]
+
+
+def _dense(records: Sequence[Any]) -> np.ndarray:
+    import numpy as np
+
+    vectors = [record.vector[DENSE] for record in records]
+    return np.asarray(vectors, dtype=np.float32) if vectors else np.zeros((0, 0), dtype=np.float32)

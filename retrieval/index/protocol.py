@@ -63,6 +63,17 @@ class VectorIndex(Protocol):
         """The chunks with the highest BM25 score, best first; chunks without a common term are not hits."""
         ...
 
+    def vectors(self, chunk_ids: Sequence[str]) -> np.ndarray:
+        """Dense vectors of the points that are held, float32, shape (n, dimensions), in no particular order."""
+        ...
+
+    def sample(self, limit: int) -> np.ndarray:
+        """Dense vectors of up to `limit` points, the same ones until points change, float32, shape (n, dimensions).
+
+        They are the first by id, and ids are hashes: a random sample of all points.
+        """
+        ...
+
     def count(self) -> int:
         """Points held."""
         ...

@@ -97,6 +97,18 @@ class QdrantIndex:
             return []
         return self._search(models.SparseVector(indices=vector.indices, values=vector.values), SPARSE, limit)
 
+    def vectors(self, chunk_ids: Sequence[str]) -> np.ndarray:
+        """Dense vectors of points."""
+        points: list[int | str] = [point_id(chunk_id) for chunk_id in chunk_ids]
+        with _reachable():
+            return _dense(self._client.retrieve(self._collection, points, with_payload=False, with_vectors=[DENSE]))
+
+    def sample(self, limit: int) -> np.ndarray:
+        """Dense vectors of the first points by id."""
+        with _reachable():
+            records, _ = self._client.scroll(self._collection, limit=limit, with_payload=False, with_vectors=[DENSE])
+        return _dense(records)
+
     def count(self) -> int:
         """Points held."""
         with _reachable():
@@ -116,6 +128,13 @@ class QdrantIndex:
             for point in answer.points
             if point.payload
         ]
+
+
+def _dense(records: Sequence[Any]) -> np.ndarray:
+    import numpy as np
+
+    vectors = [record.vector[DENSE] for record in records]
+    return np.asarray(vectors, dtype=np.float32) if vectors else np.zeros((0, 0), dtype=np.float32)
 
 
 class ServerHome:

@@ -84,6 +84,25 @@ class VectorIndexSuite:
         assert [hit.score for hit in hits] == pytest.approx([1.0, 1 / math.hypot(1, 0.2), 0.0], abs=1e-3)
         assert hits[1].document_id == "x"
 
+    def test_vectors_are_those_of_the_points_that_are_held(self, index: VectorIndex) -> None:
+        index.upsert([point("c1", dense=axis(1)), point("c2", dense=axis(0, 1)), point("c3", dense=axis(0, 0, 1))])
+
+        assert {tuple(row) for row in index.vectors(["c1", "c3", "never there"])} == {
+            tuple(axis(1)),
+            tuple(axis(0, 0, 1)),
+        }
+        assert len(index.vectors([])) == 0
+
+    def test_a_sample_is_stable_and_does_not_follow_the_order_of_writing(self, index: VectorIndex) -> None:
+        assert len(index.sample(5)) == 0
+        index.upsert([point(f"early{n}", dense=axis(1)) for n in range(100)])
+        index.upsert([point(f"late{n}", dense=axis(0, 1)) for n in range(100)])
+
+        sample = index.sample(60)
+        assert sample.shape == (60, DIMENSIONS)
+        assert (sample == index.sample(60)).all()
+        assert 15 < sample[:, 0].sum() < 45
+
     def test_sparse_scores_are_bm25(self, index: VectorIndex) -> None:
         texts = {"c1": "kafka kafka broker", "c2": "kafka partition", "c3": "broker partition leader"}
         index.upsert([point(chunk_id, text, dense=axis(1)) for chunk_id, text in texts.items()])

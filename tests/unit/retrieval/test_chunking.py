@@ -87,13 +87,18 @@ def test_long_code_and_tables_are_cut_at_lines() -> None:
     assert all(chunk.text.startswith("| what | n |\n|---|---|\n|") for chunk in found)
 
 
+def test_a_document_of_a_few_words_is_still_a_chunk() -> None:
+    assert [chunk.text for chunk in chunked("A preliminary report on sorting")] == ["A preliminary report on sorting"]
+    beside_prose = chunked("# One\n\n" + words(1) + "\n\n# Two\n\n" + words(2) + "\n\n# Three\n\nFew words here.")
+    assert "Few words here." not in [chunk.text for chunk in beside_prose]
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "## Changelog\n\n" + words(1),
         "## Use\n\n### 1.2.0 (2024-01-01)\n\n" + words(1),
         "## Sponsors\n\n" + words(1),
-        "Too short to say anything.",
         "https://a.org/1 https://a.org/2 " * 10,
         "```\n" + "x = 1\n" * 40 + "```",
         "",

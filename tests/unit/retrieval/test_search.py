@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from retrieval.index.protocol import Hit
-from retrieval.search import CROWDED, fuse, relevant, select, subject_of
+from retrieval.ranking import LEXICAL_WEIGHT, fuse
+from retrieval.search import CROWDED, relevant, select, subject_of
 from streams.protocols import RetrievedChunk
 
 
@@ -39,18 +40,30 @@ def test_the_subject_of_a_writing_request(question: str, subject: str) -> None:
     assert subject_of(question) == subject
 
 
+def scores(fused: list[Hit]) -> dict[str, float]:
+    return {hit.chunk_id: hit.score for hit in fused}
+
+
 def test_a_chunk_found_by_both_comes_first() -> None:
-    scores = fuse(hits(a=0.9, b=0.8, c=0.1), hits(b=12.0, d=11.0, a=3.0))
-    assert next(iter(scores)) == "b"
-    assert set(scores) == {"a", "b", "c", "d"}
-    assert list(scores.values()) == sorted(scores.values(), reverse=True)
-    assert all(0 <= score <= 1 for score in scores.values())
+    found = scores(fuse(hits(a=0.9, b=0.8, c=0.1), hits(b=12.0, d=11.0, a=3.0)))
+    assert next(iter(found)) == "b"
+    assert set(found) == {"a", "b", "c", "d"}
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert all(0 <= score <= 1 for score in found.values())
 
 
 def test_fusing_survives_empty_and_even_lists() -> None:
-    assert fuse([], []) == {}
-    assert list(fuse(hits(a=0.5), [])) == ["a"]
-    assert fuse(hits(a=0.5, b=0.5), hits(a=1.0)) == {"a": 0.5, "b": 0.25}
+    assert fuse([], []) == []
+    assert list(scores(fuse(hits(a=0.5), []))) == ["a"]
+    assert scores(fuse(hits(a=0.5, b=0.5), hits(a=1.0))) == {"a": 1.0, "b": 1 - LEXICAL_WEIGHT}
+
+
+def test_a_leg_counts_from_what_an_unrelated_chunk_has() -> None:
+    found = scores(fuse(hits(a=0.5, b=0.4, c=0.3, d=0.2), [], unrelated=0.3))
+    assert list(found) == ["a", "b", "c", "d"]
+    assert found["b"] == pytest.approx((1 - LEXICAL_WEIGHT) / 2)
+    assert found["c"] == found["d"] == 0
+    assert scores(fuse(hits(a=0.2), hits(b=3.0), unrelated=0.3)) == {"b": LEXICAL_WEIGHT}
 
 
 KAFKA = chunk("kafka", "Kafka keeps records in partitions and consumers read them by offset.")

@@ -62,8 +62,8 @@ class DocumentStore:
         """Set a document and replace its chunks by `new`; revives a deleted one.
 
         Chunks equal to a stored one stay untouched and are neither added nor removed. An event older than the
-        one applied last, or the same one again, changes nothing; of two of one moment the greater id wins. Raises `InputError` when a chunk belongs to
-        another document or two share an id or a position.
+        one applied last, or the same one again, changes nothing; of two of one moment the greater id wins.
+        Raises `InputError` when a chunk belongs to another document or two share an id or a position.
         """
         _check(document.document_id, new)
         with self._engine.begin() as connection:

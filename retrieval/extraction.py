@@ -5,11 +5,11 @@ Raises `Unusable` with a reason a person can act on; the caller turns it into a 
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
+import tomllib
 import unicodedata
-from collections.abc import Mapping
-from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,30 @@ from pydantic import Field
 
 from infra.errors import InputError
 from infra.identity import Value
+from retrieval.docx import docx_to_html
 from retrieval.markup import html_to_markdown, rst_to_markdown
+from retrieval.program_code import LANGUAGES, code_to_markdown
+from retrieval.source_metadata import known_metadata
+from retrieval.webpage import read_page
+
+VERSION = 1
+"""Raised when the same bytes give another text or other metadata: what was read before is read again."""
 
 MARKDOWN = frozenset({".md", ".markdown", ".mdx"})
 HTML = frozenset({".html", ".htm", ".xhtml"})
 RST = frozenset({".rst"})
 TEXT = frozenset({".txt", ".text"})
 PDF = frozenset({".pdf"})
-SUFFIXES = MARKDOWN | HTML | RST | TEXT | PDF
+DOCX = frozenset({".docx"})
+SUFFIXES = MARKDOWN | HTML | RST | TEXT | PDF | DOCX
+CODE = frozenset(LANGUAGES)
 
-FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
+FRONT_MATTER = re.compile(r"\A(---|\+\+\+)[ \t]*\n(.*?)\n\1[ \t]*(?:\n|\Z)", re.DOTALL)
+LONGEST_FRONT_MATTER = 100_000
+MOST_DAMAGE = 0.01
+"""Share of characters of a web page that may be broken: browsers show them as �, and so are they read."""
 FIRST_HEADING = re.compile(r"^#\s+(.+?)\s*#*\s*$", re.MULTILINE)
 HTML_CHARSET = re.compile(rb"<meta[^>]+charset=[\"']?\s*([\w.:-]+)", re.IGNORECASE)
-METADATA_NAMES = {
-    "author": "author", "authors": "author", "date": "date", "created": "date", "tags": "tags",
-    "keywords": "tags", "url": "url", "canonical_url": "url", "origin": "url", "sources": "sources",
-}  # fmt: skip
 
 
 class Unusable(InputError):
@@ -48,39 +56,83 @@ class Extracted(Value):
     metadata: dict[str, Any] = Field(description="author, date, tags, url, sources: those the file gives.")
 
 
-def extract(data: bytes, name: str) -> Extracted:
-    """Title, text and metadata of a file's bytes by the suffix of its name. Raises `Unusable`."""
+def extract(data: bytes, name: str, charset: str = "") -> Extracted:
+    """Title, text and metadata of a file's bytes by the suffix of its name. Raises `Unusable`.
+
+    `charset` is what the sender of a web page says about it; other texts are UTF-8.
+    """
     if not data.strip():
         raise Unusable("it is empty")
-    suffix = Path(name).suffix.lower()
-    if suffix in PDF:
-        extracted = _pdf(data, name)
-    elif suffix in HTML:
-        extracted = _html(data, name)
-    elif suffix in MARKDOWN:
-        extracted = markdown(decode(data), name)
-    elif suffix in RST:
-        extracted = markdown(rst_to_markdown(decode(data)), name)
-    else:
-        extracted = Extracted(title=title_from_name(name), text=normalise(decode(data)), metadata={})
+    try:
+        extracted = _by_kind(data, name, charset)
+    except RecursionError as error:
+        raise Unusable("it is nested too deeply") from error
     if not extracted.text:
         raise Unusable("it holds no text")
     return extracted
 
 
-def decode(data: bytes, encoding: str = "utf-8-sig") -> str:
+def _by_kind(data: bytes, name: str, charset: str) -> Extracted:
+    suffix = Path(name).suffix.lower()
+    if suffix in PDF:
+        return _pdf(data, name)
+    if suffix in DOCX:
+        return _docx(data, name)
+    if suffix in HTML:
+        return web_page(decode_page(data, charset), name)
+    if suffix in MARKDOWN:
+        return markdown(decode(data), name)
+    if suffix in RST:
+        return markdown(rst_to_markdown(decode(data)), name)
+    if suffix in CODE:
+        title, text = code_to_markdown(normalise(decode(data)), name)
+        return Extracted(title=title, text=text, metadata={})
+    return Extracted(title=title_from_name(name), text=normalise(decode(data)), metadata={})
+
+
+def decode(data: bytes, encoding: str = "utf-8-sig", errors: str = "strict") -> str:
     """Text of bytes. Raises `Unusable` naming the byte and its offset when they are not in the encoding."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise Unusable("it is UTF-16, not UTF-8; save it as UTF-8")
     if b"\0" in data[:8192]:
         raise Unusable("it is binary (a NUL byte in its first 8 KiB)")
     try:
-        return data.decode(encoding)
+        return data.decode(encoding, errors)
     except UnicodeDecodeError as error:
         byte = data[error.start]
         label = encoding.removesuffix("-sig").upper()
         reason = f"it is not {label}: byte 0x{byte:02x} at offset {error.start}; save it as UTF-8"
         raise Unusable(reason) from error
+
+
+def decode_page(data: bytes, charset: str = "") -> str:
+    """Text of a web page, by its byte order mark, its sender, its own declaration, or else UTF-8 or windows-1252.
+
+    Single broken characters become �; raises `Unusable` when it is binary or broken throughout.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", "replace")
+    declared = HTML_CHARSET.search(data[:4096])
+    for name in (charset, declared[1].decode("ascii") if declared else ""):
+        if name and _is_charset(name):
+            text = decode(data, name, "replace")
+            break
+    else:
+        try:
+            return decode(data)
+        except Unusable:
+            text = decode(data, "windows-1252", "replace")  # what browsers take it for (WHATWG HTML, 13.2.3.2)
+    if text.count("\ufffd") > MOST_DAMAGE * len(text):
+        raise Unusable("its encoding is broken throughout; save it as UTF-8")
+    return text
+
+
+def _is_charset(name: str) -> bool:
+    try:
+        "".encode(codecs.lookup(name).name)
+    except (LookupError, UnicodeError):
+        return False
+    return True
 
 
 def normalise(text: str) -> str:
@@ -98,22 +150,12 @@ _DROPPED = frozenset({"Cc", "Cf", "Co", "Cs", "Cn"})
 def markdown(text: str, name: str) -> Extracted:
     """Markdown with optional YAML front matter; broken front matter is dropped, the text stays."""
     text = normalise(text)
-    match = FRONT_MATTER.match(text)
-    front = _front_matter(match[1]) if match else {}
+    match = FRONT_MATTER.match(text[:LONGEST_FRONT_MATTER])
+    front = _front_matter(match[1], match[2]) if match else {}
     body = text[match.end() :].strip() if match else text
     heading = FIRST_HEADING.search(_without_code(body))
     title = str(front.get("title") or "").strip() or (heading[1] if heading else "") or title_from_name(name)
-    return Extracted(title=_plain_title(title), text=body, metadata=known_metadata(front))
-
-
-def known_metadata(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata Quillstream keeps, under its own names, as JSON values."""
-    kept: dict[str, Any] = {}
-    for key, value in found.items():
-        target = METADATA_NAMES.get(str(key).lower())
-        if target and target not in kept and value not in (None, "", []):
-            kept[target] = _json_value(value, target)
-    return kept
+    return Extracted(title=plain_title(title), text=body, metadata=known_metadata(front))
 
 
 def title_from_name(name: str) -> str:
@@ -122,17 +164,25 @@ def title_from_name(name: str) -> str:
     return stem[:1].upper() + stem[1:]
 
 
-def _html(data: bytes, name: str) -> Extracted:
-    declared = HTML_CHARSET.search(data[:4096])
-    encoding = declared[1].decode("ascii") if declared else "utf-8-sig"
+def web_page(html: str, name: str, url: str = "") -> Extracted:
+    """What an HTML page says, without the furniture around it. Raises `Unusable`."""
     try:
-        "".encode(encoding)
-    except LookupError:
-        encoding = "utf-8-sig"
-    title, text, metadata = html_to_markdown(decode(data, encoding))
+        title, text, metadata = read_page(html, url)
+    except ValueError as error:
+        raise Unusable(str(error)) from error
     return Extracted(
-        title=_plain_title(title) or title_from_name(name), text=normalise(text), metadata=known_metadata(metadata)
+        title=plain_title(title) or title_from_name(name), text=normalise(text), metadata=known_metadata(metadata)
     )
+
+
+def _docx(data: bytes, name: str) -> Extracted:
+    try:
+        html, properties = docx_to_html(data)
+    except ValueError as error:
+        raise Unusable(str(error)) from error
+    heading, text, _ = html_to_markdown(html)
+    title = plain_title(str(properties.get("title") or heading))
+    return Extracted(title=title or title_from_name(name), text=normalise(text), metadata=known_metadata(properties))
 
 
 def _pdf(data: bytes, name: str) -> Extracted:
@@ -151,8 +201,10 @@ def _pdf(data: bytes, name: str) -> Extracted:
     text = normalise("\n\n".join(_join_lines(page) for page in pages))
     if not text:
         raise Unusable("it is a PDF without text (scanned pages?)")
-    metadata = known_metadata({"author": info.get("author"), "tags": info.get("keywords")})
-    return Extracted(title=_plain_title(info.get("title", "")) or title_from_name(name), text=text, metadata=metadata)
+    metadata = known_metadata(
+        {"author": info.get("author"), "tags": info.get("keywords"), "date": info.get("creationdate")}
+    )
+    return Extracted(title=plain_title(info.get("title", "")) or title_from_name(name), text=text, metadata=metadata)
 
 
 def _join_lines(page: str) -> str:
@@ -171,25 +223,16 @@ def _join_lines(page: str) -> str:
     return out
 
 
-def _front_matter(source: str) -> dict[str, Any]:
+def _front_matter(fence: str, source: str) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(source)
-    except (yaml.YAMLError, ValueError):
+        found = tomllib.loads(source) if fence == "+++" else yaml.safe_load(source)
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _json_value(value: Any, name: str) -> Any:
-    if isinstance(value, datetime | date):
-        return value.isoformat()
-    if isinstance(value, list | tuple):
-        return [str(item) for item in value]
-    if name == "tags":
-        return [part.strip() for part in str(value).split(",") if part.strip()]
-    return str(value).strip()
-
-
-def _plain_title(title: str) -> str:
+def plain_title(title: str) -> str:
+    """A title without markup, on one line."""
     title = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", normalise(title))
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>|[`*]", "", title)).strip()
 

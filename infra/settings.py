@@ -46,6 +46,9 @@ class LogSettings(Value):
     frames: bool = Field(
         False, description="Write several events a record to llm.interactions and llm.evaluations on Kafka."
     )
+    claims: str = Field(
+        "", description="Folder of values too long for a record, shared by all machines; empty means <home>/artifacts."
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="Kafka transport security."
     )

@@ -14,7 +14,8 @@ from store.documents import DocumentRow
 from store.opening import Store
 from streams.codec import encode
 from streams.events import CONTENT_DOCUMENTS, DocumentDeleted, DocumentUpserted, Event
-from streams.log import EventLog, Record, check_appendable
+from streams.large_records import check_large
+from streams.log import EventLog, Record
 
 BATCH = 64
 BATCH_BYTES = 8_000_000
@@ -101,7 +102,7 @@ class _Reading:
             return None
         try:
             record = encode(Event(data=upsert(document, self._scope)))
-            check_appendable(CONTENT_DOCUMENTS, [record])
+            check_large(CONTENT_DOCUMENTS, record)
         except InputError as error:
             reason = f"{error.what} ({error.seen}; {error.rule})"
             self.rejected.append(Rejected(source=document.source, reason=reason))

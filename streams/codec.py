@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from infra.errors import InputError
 from infra.identity import Value
 from streams.events import MODELS, DocumentUpserted, Event, Payload, key_of
+from streams.large_records import is_claim
 from streams.log import Record, StoredRecord
 
 CONTENT_TYPE = "application/json"
@@ -115,6 +116,11 @@ def _attributes(record: Record) -> dict[str, str]:
     for name in ("ce_id", "ce_source", "ce_type"):
         if not attributes.get(name):
             _refuse(f"the header {name} is missing", sorted(attributes))
+    if is_claim(record):
+        _refuse(
+            "its value is too long for a record, and the artifact that holds it is not here",
+            record.value.decode("utf-8", "replace"),
+        )
     if attributes.get("ce_specversion") != "1.0":
         _refuse("the CloudEvents version is not 1.0", attributes.get("ce_specversion"))
     return attributes

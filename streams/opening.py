@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from infra.settings import Settings
 from streams.embedded import EmbeddedLog
 from streams.emitter import Emitter
+from streams.large_records import LargeRecords
 from streams.log import EventLog
 from streams.masking import open_masker
 
 
 def open_log(settings: Settings) -> EventLog:
-    """The embedded log at `<home>/log.db`, or Kafka. Nothing is opened or connected before it is used."""
+    """The embedded log at `<home>/log.db`, or Kafka; long values beside it. Nothing is opened before it is used."""
+    claims = Path(settings.log.claims).expanduser() if settings.log.claims else settings.home / "artifacts"
+    return LargeRecords(_log(settings), claims)
+
+
+def _log(settings: Settings) -> EventLog:
     if settings.log.backend == "kafka":
         from streams.kafka import KafkaLog
 

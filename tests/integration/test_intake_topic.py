@@ -219,7 +219,7 @@ class TestEmbedded(IntakeSuite):
         self.environment = child_environment(QUILL_HOME=str(settings.home))
 
     def test_the_log_is_embedded(self, log):
-        assert isinstance(log, EmbeddedLog)
+        assert isinstance(log._inner, EmbeddedLog)
 
 
 @pytest.mark.kafka

@@ -37,6 +37,8 @@ WINDOW = 0.01
 GROUP_BYTES = 1 << 20
 ALWAYS_SHORT = MAX_RECORD_BYTES // 8
 """Bytes of a value below which its record is not too long for a log: the key is one of its fields."""
+FORK_SECONDS = 1.0
+"""Longest that a fork waits for a writer that masks one event, or writes a group."""
 CLOSE_SECONDS = 5.0
 RETRY_SECONDS = (0.05, 1.0)
 _log = logging.getLogger(__name__)
@@ -112,6 +114,7 @@ class Emitter:
     def _reset(self) -> None:
         """The state of a process that emitted nothing yet; also that of the child of a fork."""
         self._taking = threading.RLock()  # a signal handler or a finalizer may emit while its thread does
+        self._working = threading.Lock()
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._queue: SimpleQueue[_Queued | None] = SimpleQueue()
@@ -284,8 +287,9 @@ class Emitter:
     def _prepared(self, queued: _Queued) -> Outgoing | None:
         event_id = queued.receipt.event_id
         try:
-            masked = mask_payload(queued.payload, self._masker)
-            record = encode(Event(id=event_id, source=self._source, time=queued.time, data=masked))
+            with self._working:
+                masked = mask_payload(queued.payload, self._masker)
+                record = encode(Event(id=event_id, source=self._source, time=queued.time, data=masked))
             topic = topic_of(masked)
             if len(record.value) > ALWAYS_SHORT or len(event_id) > ALWAYS_SHORT:
                 check_appendable(topic, [record])
@@ -303,7 +307,8 @@ class Emitter:
             part = rest[:number]
             last = settled if len(part) == len(rest) else part[-1][0].sequence
             try:
-                outbox.put([(queued.sequence, outgoing) for queued, outgoing in part], last)
+                with self._working:
+                    outbox.put([(queued.sequence, outgoing) for queued, outgoing in part], last)
             except QuillError as error:
                 if not self._trouble:
                     _log.warning("events wait in memory: %s", error)
@@ -326,7 +331,8 @@ class Emitter:
     def _append(self, topic: str, ready: Sequence[tuple[_Queued, Outgoing]]) -> None:
         reason = ""
         try:
-            self._events.append(topic, [outgoing.record for _, outgoing in ready])
+            with self._working:
+                self._events.append(topic, [outgoing.record for _, outgoing in ready])
         except QuillError as error:
             reason = str(error)
         self._settle([queued for queued, _ in ready], reason)
@@ -366,10 +372,23 @@ def _close_all() -> None:
         emitter.close()
 
 
+def _forking() -> None:
+    # RE2, SQLite and pydantic-core have locks of their own; the child waits for ever for one a writer held at the fork.
+    _HELD.extend(each for each in list(_EMITTERS) if each._working.acquire(timeout=FORK_SECONDS))
+
+
+def _has_forked() -> None:
+    while _HELD:
+        _HELD.pop()._working.release()
+
+
 def _forked() -> None:
+    _HELD.clear()
     for emitter in list(_EMITTERS):
         emitter._after_fork()
 
 
+_HELD: list[Emitter] = []
+"""Emitters whose writers stand still while this process forks."""
 atexit.register(_close_all)
-os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(before=_forking, after_in_parent=_has_forked, after_in_child=_forked)

@@ -273,6 +273,36 @@ def test_memory_is_bounded_by_bytes_too(log: AwayLog):
     assert emitter.counters == {"accepted": 4, "acknowledged": 4, "failed": 1, "forwarded": 0}
 
 
+class LockedMasker(Masker):
+    """Has a lock, as RE2 has, and the writer holds it for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        self.entered = threading.Event()
+
+    def mask(self, text: str) -> Masked:
+        with self.lock:
+            self.entered.set()
+            time.sleep(0.1)
+            return super().mask(text)
+
+
+def test_a_fork_waits_until_the_writer_holds_no_lock_of_the_masker(log: AwayLog):
+    log.away = False
+    masker = LockedMasker()
+    emitter = Emitter(log, masker=masker, outbox=None, source="test")
+    receipt = emitter.emit(feedback())
+    assert masker.entered.wait(20)
+    child = os.fork()
+    if not child:
+        os._exit(0 if emitter.emit(feedback()).wait(10) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert receipt.wait(20)
+    emitter.close()
+    assert len(stored(log)) == 2
+
+
 def test_the_child_of_a_fork_has_an_outbox_of_its_own_in_the_same_folder(log: AwayLog, tmp_path: Path):
     masker = HeldMasker()
     emitter = emitter_into(log, tmp_path / "outbox", masker=masker)

@@ -35,6 +35,7 @@ from kafka.errors import (
     RetriableError,
     SaslAuthenticationFailedError,
     TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
     UnsupportedSaslMechanismError,
     for_code,
 )
@@ -119,7 +120,8 @@ class Cluster:
         )
 
     def ensure(self, topics: Iterable[str]) -> None:
-        """Create the topics that are missing, and wait until they can be used. Existing ones are left as they are."""
+        """Create the topics that are missing, and wait until they can be used. Existing ones are left as they are, and
+        who may not create topics can use them all the same."""
         new = [topic for topic in topics if topic not in self._known]
         for topic in new:
             check_appendable(topic, [])
@@ -129,9 +131,13 @@ class Cluster:
         with self.reaching():
             admin = self._admin()
             created = admin.create_topics(layouts, raise_errors=False)
+            failed = {
+                topic["name"]: for_code(topic["error_code"]) for topic in created["topics"] if topic["error_code"]
+            }
+            there = _visible(admin, [name for name, error in failed.items() if error is TopicAuthorizationFailedError])
             for topic in created["topics"]:
-                error = for_code(topic["error_code"])
-                if topic["error_code"] and error is not TopicAlreadyExistsError:
+                error = failed.get(topic["name"], TopicAlreadyExistsError)
+                if error is not TopicAlreadyExistsError and topic["name"] not in there:
                     raise error(topic["error_message"])
             admin.wait_for_topics(new, timeout_ms=int(REACH_SECONDS * 1000))
         self._known.update(new)
@@ -239,6 +245,12 @@ class _Reasons(logging.Handler):
             # "Socket disconnected" comes between the answers that say why.
             if isinstance(each, KafkaError) and (self.telling is None or _refused(each) != _SILENCE):
                 self.telling = each
+
+
+def _visible(admin: KafkaAdminClient, topics: list[str]) -> set[str]:
+    """Those of the topics that exist and that this user may use."""
+    described = admin.describe_topics(topics) if topics else []
+    return {topic["name"] for topic in described if not topic["error_code"]}
 
 
 def _made(client: Callable[..., Any], **options: Any) -> Any:

@@ -1,60 +1,48 @@
-"""Processes of an installation that die at named points of the product's own functions, and the books about them.
+"""Processes of an installation that die at named points of the product's own functions.
 
 Two roles, each a process with the parts that `quill up` opens: `emit` puts interactions on the stream and forwards what
 the outbox holds, `consume` stores what arrives. A process is told a point and a number: at that call of the point's
-function, before it or after it, it kills itself with SIGKILL. `Chaos` starts them, buries and replaces them until the
-plan is done, lets the last ones drain everything, and compares what was acknowledged with what is stored.
+function, before it or after it, it kills itself with SIGKILL. `supervision.Chaos` starts and replaces them.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import multiprocessing
 import os
-import random
 import signal
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import wraps
 from importlib import import_module
 from itertools import count
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import select
+import psutil
 
 from infra.settings import Settings
 from store.opening import open_store
-from store.tables import interactions
 from streams.consumer import Consumer
-from streams.dead_letters import dead_letters, read_letter
 from streams.embedded import EmbeddedLog
-from streams.emitter import Receipt
+from streams.emitter import Emitter, Receipt
 from streams.events import LLM_INTERACTIONS, InteractionRecorded
 from streams.handling import Batched
 from streams.kafka import KafkaLog
-from streams.log import EventLog, Record, lag
+from streams.log import EventLog
 from streams.opening import open_emitter, open_log
-from streams.outbox import Outbox
 
 GROUP = "sink"
 SESSION_SECONDS = 1.0
 EVENTS_AT_ONCE = 256
+EVENTS_OF_A_FORK = 1_000_000
 KEYS = 50
-BACKLOG = 20_000
-"""Acknowledged events that may wait for the sink before the emitting processes slow down."""
 STUCK_SECONDS = 60.0
-DRAIN_SECONDS = 300.0
+EMITTING = "emitting-"
+"""Begins the name of a file that is there while the process whose id follows may still emit."""
 LINE_BYTES = len("r0000e00000000\n")
-
-_processes = multiprocessing.get_context("forkserver")
-# Imported once, before the first fork: a process that lives for a second must not spend it on imports.
-_processes.set_forkserver_preload(["streams.kafka", "streams.opening", "streams.consumer", "store.opening"])
 
 
 class Point(NamedTuple):
@@ -126,22 +114,25 @@ class Orders(NamedTuple):
     settings: Settings
     folder: Path
     run: int
+    supervisor: int
+    """Its process id."""
     point: Point | None = None
     call: int = 0
+    forks: int = 0
 
     def __str__(self) -> str:
         return f"{self.role} process {self.run}, to die {self.point.name} ({self.call})" if self.point else self.role
 
     def over(self, word: str) -> bool:
         """The supervisor has said the word, or is gone."""
-        return (self.folder / word).exists() or os.getppid() == 1
+        return (self.folder / word).exists() or not lives(self.supervisor)
 
 
 def live(orders: Orders) -> None:
     """The life of a process in its role."""
     logging.basicConfig(filename=orders.folder / "processes.log", level=logging.WARNING)
     if orders.point is not None:
-        arm(orders.point, orders.call)
+        arm(orders.point, orders.call, orders.folder / "deaths")
     try:
         {"emit": emit, "consume": consume}[orders.role](orders)
     except BaseException:
@@ -149,8 +140,8 @@ def live(orders: Orders) -> None:
         raise
 
 
-def arm(point: Point, call: int) -> None:
-    """Replace the point's function by one that kills this process at its `call`-th call (from 1)."""
+def arm(point: Point, call: int, deaths: Path) -> None:
+    """Replace the point's function by one that kills its process at its `call`-th call (from 1), and notes that."""
     module, _, path = point.target.partition(":")
     *parents, name = path.split(".")
     owner: Any = import_module(module)
@@ -158,15 +149,20 @@ def arm(point: Point, call: int) -> None:
         owner = getattr(owner, parent)
     plain: Callable[..., Any] = getattr(owner, name)
     calls = count(1)
+    book = os.open(deaths, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def die() -> None:
+        os.write(book, f"{point.name}\n".encode())
+        os.kill(os.getpid(), signal.SIGKILL)
 
     @wraps(plain)
     def armed(*arguments: Any, **named: Any) -> Any:
         last = next(calls) >= call
         if last and point.moment == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         result = plain(*arguments, **named)
         if last:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         return result
 
     setattr(owner, name, armed)
@@ -175,9 +171,10 @@ def arm(point: Point, call: int) -> None:
 def interaction(name: str) -> InteractionRecorded:
     """The event of a name; its texts tell which one it is."""
     run, _, number = name.partition("e")
+    process, turn = divmod(int(number), EVENTS_OF_A_FORK)
     return InteractionRecorded(
         interaction_id=f"i{name}",
-        conversation_id=f"{run}c{int(number) % KEYS}",
+        conversation_id=f"{run}p{process}c{turn % KEYS}",
         prompt=f"What is in {name}?",
         response=f"Event {number} of run {run}.",
         finish_reason="stop",
@@ -185,31 +182,59 @@ def interaction(name: str) -> InteractionRecorded:
 
 
 def emit(orders: Orders) -> None:
-    """Emit until there are enough, write the names of acknowledged events down, and forward until all are sent."""
+    """Emit until there are enough, write the names of acknowledged events down, and forward until all are sent.
+
+    With `forks` the process has that many children, which use the emitter that it has used already.
+    """
     emitter = open_emitter(orders.settings, open_log(orders.settings), source="chaos")
-    numbers = count()
-    under_way: deque[list[Receipt]] = deque()
-    ledger = os.open(orders.folder / "acknowledged", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    here = Emitting(emitter, orders, 0)
+    here.emit_group()
+    for place in range(1, orders.forks + 1):
+        if not os.fork():
+            Emitting(emitter, orders, place).run()
+            os._exit(0)
+    here.run()
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
 
-    def note(receipts: list[Receipt]) -> None:
-        done = [receipt.event_id for receipt in receipts if receipt.wait(STUCK_SECONDS)]
-        os.write(ledger, "".join(f"{name}\n" for name in done).encode())
 
-    while not orders.over("enough"):
-        held = (orders.folder / "hold").exists()
-        names = [f"r{orders.run:04d}e{next(numbers):08d}" for _ in range(4 if held else EVENTS_AT_ONCE)]
-        under_way.append([emitter.emit(interaction(name), name) for name in names])
-        if held:
-            time.sleep(0.02)
-        while len(under_way) > (0 if held else 3):
-            note(under_way.popleft())
-    for receipts in under_way:
-        note(receipts)
-    (orders.folder / f"settled-{orders.run}").touch()
-    while not orders.over("drained"):
-        emitter.forward()
-        time.sleep(0.05)
-    emitter.close()
+class Emitting:
+    """One process that emits; `place` tells it from those that were forked from the same one."""
+
+    def __init__(self, emitter: Emitter, orders: Orders, place: int) -> None:
+        self._emitter = emitter
+        self._orders = orders
+        self._numbers = count(place * EVENTS_OF_A_FORK)
+        self._under_way: deque[list[Receipt]] = deque()
+        self._ledger = os.open(orders.folder / "acknowledged", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._sign = orders.folder / f"{EMITTING}{os.getpid()}"
+        self._sign.touch()
+
+    def run(self) -> None:
+        """See `emit`."""
+        while not self._orders.over("enough"):
+            held = (self._orders.folder / "hold").exists()
+            self.emit_group(4 if held else EVENTS_AT_ONCE)
+            if held:
+                time.sleep(0.02)
+            self._note(0 if held else 3)
+        self._note(0)
+        self._sign.unlink()
+        while not self._orders.over("drained"):
+            self._emitter.forward()
+            time.sleep(0.05)
+        self._emitter.close()
+
+    def emit_group(self, number: int = EVENTS_AT_ONCE) -> None:
+        """Emit the next events of this process."""
+        names = [f"r{self._orders.run:04d}e{next(self._numbers):08d}" for _ in range(number)]
+        self._under_way.append([self._emitter.emit(interaction(name), name) for name in names])
+
+    def _note(self, left: int) -> None:
+        while len(self._under_way) > left:
+            done = [receipt.event_id for receipt in self._under_way.popleft() if receipt.wait(STUCK_SECONDS)]
+            os.write(self._ledger, "".join(f"{name}\n" for name in done).encode())
 
 
 def consume(orders: Orders) -> None:
@@ -235,226 +260,9 @@ def quick_log(settings: Settings) -> EventLog:
     return EmbeddedLog(settings.home / "log.db", partitions=settings.log.partitions, session_timeout=SESSION_SECONDS)
 
 
-# --- the supervisor ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class Slot:
-    """A place for a living process of a role."""
-
-    role: str
-    orders: Orders | None = None
-    process: BaseProcess | None = None
-    since: float = 0.0
-    """When the process was started, in seconds of the monotonic clock."""
-
-
-class Report(NamedTuple):
-    """What came of it."""
-
-    kills: Counter[str]
-    """By point."""
-    acknowledged: set[str]
-    stored: list[str]
-    """Names of the stored events."""
-    logged: list[str]
-    """Names of the events in the log, by partition and offset."""
-    strange: list[str]
-    """Stored events whose texts are not theirs."""
-    disordered: list[str]
-    """Events that stand in the log behind a later one of their key."""
-    dead_letters: list[str]
-
-    def __str__(self) -> str:
-        kills = "\n".join(f"  {number:4} {name}" for name, number in sorted(self.kills.items()))
-        return (
-            f"{sum(self.kills.values())} kills:\n{kills}\n{len(self.acknowledged)} events acknowledged, "
-            f"{len(self.acknowledged - set(self.stored))} of them lost; {len(self.stored)} stored, "
-            f"{len(self.stored) - len(set(self.stored))} of them twice; {len(self.logged)} in the log, "
-            f"{len(self.logged) - len(set(self.logged))} of them twice; {len(self.disordered)} out of order and "
-            f"{len(self.strange)} altered; "
-            f"{len(self.dead_letters)} dead letters, {len(set(self.dead_letters))} of them different"
-        )
-
-
-class Chaos:
-    """`kills` deaths over all `points` in turn, while at least `events` events are acknowledged.
-
-    `processes` says how many of each role run at a time. A process dies at a call of its point between the first
-    and the `depth`-th, drawn from `seed`.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        points: Sequence[Point],
-        *,
-        kills: int,
-        events: int,
-        processes: Mapping[str, int],
-        depth: int = 10,
-        seed: str = "chaos",
-    ) -> None:
-        chance = random.Random(seed)
-        turns = [points[number % len(points)] for number in range(kills)]
-        chance.shuffle(turns)
-        self._plans: dict[str, deque[tuple[Point, int]]] = {role: deque() for role in processes}
-        for point in turns:
-            self._plans[point.role].append((point, 1 if point.rare else chance.randint(1, depth)))
-        self._slots = [Slot(role) for role, number in processes.items() for _ in range(number)]
-        self._settings = settings
-        self._folder = settings.home.parent
-        self._log = quick_log(settings)
-        self._log.ensure_topics([LLM_INTERACTIONS])
-        self._events = events
-        self._runs = count()
-        self._poison: list[str] = []
-        self._kills: Counter[str] = Counter()
-
-    def run(self) -> Report:
-        """Everything, and the report. Raises `AssertionError` when a point is not reached or a process fails."""
-        try:
-            while any(self._doomed(role) for role in self._plans) or not self._enough():
-                for slot in self._slots:
-                    self._look_after(slot)
-                self._say("hold", self._enough() or self._backlog() > BACKLOG)
-                time.sleep(0.05)
-            self._drain()
-        finally:
-            for slot in self._slots:
-                if slot.process is not None:
-                    slot.process.kill()
-                    slot.process.join()
-        report = self._report()
-        self._log.close()
-        return report
-
-    def _doomed(self, role: str) -> bool:
-        """Some process of the role is still to die."""
-        return bool(self._plans[role]) or any(
-            slot.orders is not None and slot.orders.point is not None for slot in self._slots if slot.role == role
-        )
-
-    def _look_after(self, slot: Slot) -> None:
-        orders, process = slot.orders, slot.process
-        if orders is not None and process is not None:
-            if process.is_alive():
-                stuck = orders.point is not None and time.monotonic() - slot.since > STUCK_SECONDS
-                assert not stuck, self._story(f"{orders} did not")
-                return
-            assert process.exitcode == -signal.SIGKILL, self._story(f"{orders} ended with {process.exitcode}")
-            assert orders.point is not None, f"{orders} was killed by somebody else"
-            self._kills[orders.point.name] += 1
-            slot.orders = slot.process = None
-        # A process without a point could keep a lock or a partition from those that have one still to reach.
-        if self._plans[slot.role] or not self._doomed(slot.role):
-            self._start(slot)
-
-    def _start(self, slot: Slot) -> None:
-        plan = self._plans[slot.role]
-        point, call = plan.popleft() if plan else (None, 0)
-        if point is not None and "dead letter" in point.name:
-            self._append_poison()
-        slot.orders = Orders(slot.role, self._settings, self._folder, next(self._runs), point, call)
-        slot.process = _processes.Process(target=live, args=(slot.orders,))
-        slot.process.start()
-        slot.since = time.monotonic()
-
-    def _append_poison(self) -> None:
-        self._poison.append(f"poison {len(self._poison)}")
-        self._log.append(LLM_INTERACTIONS, [Record(key="poison", value=self._poison[-1].encode())])
-
-    def _say(self, word: str, true: bool = True) -> None:
-        if true:
-            (self._folder / word).touch()
-        else:
-            (self._folder / word).unlink(missing_ok=True)
-
-    def _acknowledged(self) -> int:
-        ledger = self._folder / "acknowledged"
-        return ledger.stat().st_size // LINE_BYTES if ledger.exists() else 0
-
-    def _enough(self) -> bool:
-        return self._acknowledged() >= self._events
-
-    def _backlog(self) -> int:
-        return self._acknowledged() - sum(self._log.committed(GROUP, LLM_INTERACTIONS).values())
-
-    def _drain(self) -> None:
-        for slot in self._slots:
-            self._look_after(slot)
-        self._say("enough")
-        emitting = [slot for slot in self._slots if slot.role == "emit"]
-        self._wait(lambda: all((self._folder / f"settled-{slot.orders.run}").exists() for slot in emitting))
-        outbox = Outbox(self._settings.home / "outbox")
-        self._wait(lambda: outbox.waiting() == 0)
-        outbox.close()
-        if "consume" in self._plans:
-            self._wait(lambda: lag(self._log, GROUP, LLM_INTERACTIONS) == 0)
-        self._say("drained")
-        self._wait(lambda: not any(self._lives(slot) for slot in self._slots))
-
-    def _lives(self, slot: Slot) -> bool:
-        assert slot.process is not None
-        assert slot.process.exitcode in (None, 0), self._story(f"{slot.orders} ended with {slot.process.exitcode}")
-        return slot.process.is_alive()
-
-    def _wait(self, done: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + DRAIN_SECONDS
-        while not done():
-            assert time.monotonic() < deadline, self._story(f"nothing moved for {DRAIN_SECONDS:.0f} s")
-            time.sleep(0.05)
-
-    def _story(self, what: str) -> str:
-        """What went wrong, with what the processes wrote last."""
-        return "\n".join([what, *(self._folder / "processes.log").read_text().splitlines()[-30:]])
-
-    def _report(self) -> Report:
-        lines = (self._folder / "acknowledged").read_text()
-        stored, strange = _stored(self._settings)
-        logged, disordered = _logged(self._log)
-        letters = [
-            read_letter(self._log, letter).value.decode() for letter in dead_letters(self._log, LLM_INTERACTIONS)
-        ]
-        assert set(letters) == set(self._poison)
-        return Report(
-            kills=self._kills,
-            acknowledged=set(lines[: lines.rfind("\n") + 1].split()),
-            stored=stored,
-            logged=logged,
-            strange=strange,
-            disordered=disordered,
-            dead_letters=letters,
-        )
-
-
-def _stored(settings: Settings) -> tuple[list[str], list[str]]:
-    """Names of the events in the store, and of those whose texts are not theirs."""
-    store = open_store(settings)
-    with store.engine.connect() as connection:
-        rows = connection.execute(select(interactions.c.event_id, interactions.c.payload)).all()
-    store.close()
-    strange = [name for name, payload in rows if json.loads(payload)["prompt"] != interaction(name).prompt]
-    return [name for name, _ in rows], strange
-
-
-def _logged(log: EventLog) -> tuple[list[str], list[str]]:
-    """Names of the events in the log, and of those that stand behind a later one of their key."""
-    names: list[str] = []
-    disordered: list[str] = []
-    for partition in log.end_offsets(LLM_INTERACTIONS):
-        last: dict[str, str] = {}
-        for record in _records(log, partition):
-            name = dict(record.headers).get("ce_id", b"").decode()
-            if name:
-                names.append(name)
-                disordered += [name] if last.get(record.key, "") >= name else []
-                last[record.key] = name
-    return names, disordered
-
-
-def _records(log: EventLog, partition: int) -> Iterator[Record]:
-    offset = 0
-    while page := log.read(LLM_INTERACTIONS, partition, offset, limit=5000):
-        yield from page
-        offset = page[-1].offset + 1
+def lives(process: int) -> bool:
+    """The process of this id runs."""
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

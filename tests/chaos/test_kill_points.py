@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from kill_points import POINTS, Chaos
+from kill_points import EMITTER, OUTBOX, POINTS, PRODUCER
+from supervision import Chaos
 
 from infra.settings import Settings
 
@@ -42,4 +43,29 @@ def test_what_was_acknowledged_is_stored_once_whatever_process_dies_where(
     assert report.acknowledged - set(report.stored) == set()
     assert sorted(report.logged) == sorted(set(report.logged)) == sorted(report.stored)
     assert report.strange == []
+    assert report.disordered == []
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(900)
+def test_eight_processes_of_one_outbox_lose_nothing_when_some_are_killed(
+    on_kafka: Settings, scale: Callable[[int, int], int]
+):
+    """Two that opened the outbox, each with three children forked while its emitter was in use."""
+    points = (*EMITTER, *OUTBOX, *PRODUCER)
+    chaos = Chaos(
+        on_kafka,
+        points,
+        kills=scale(8, 2 * len(points)),
+        events=scale(3000, 50_000),
+        processes={"emit": 2},
+        forks=3,
+        depth=scale(10, 40),
+    )
+    report = chaos.run()
+    print(f"\neight processes, one outbox: {report}")
+    assert report.kills.total() > scale(8, 2 * len(points))
+    assert len(report.acknowledged) >= scale(3000, 50_000)
+    assert report.acknowledged - set(report.logged) == set()
+    assert sorted(report.logged) == sorted(set(report.logged))
     assert report.disordered == []

@@ -160,8 +160,8 @@ class Handling:
         self._outgoing.append(Outgoing(*self._waiting.to_record(delivery), delivery))
 
     def _put_aside(self, delivery: Delivery, error: Exception) -> None:
-        _log.error("%s goes to the dead letters: %s", _name(delivery), error)
         letter = letter_of(delivery.record, error, max(1, delivery.failed))
+        delivery.error = str(error)
         self._outgoing.append(Outgoing(dead_letter_topic(delivery.record.topic), letter, delivery))
 
     def _done(self, delivery: Delivery) -> None:
@@ -185,18 +185,26 @@ class Handling:
 
     def _append(self, topic: str, group: Sequence[Outgoing]) -> None:
         places = self._events.append(topic, [each.record for each in group])
+        if _is_letter(group[0]):
+            # One line for all: poison comes in floods, and each letter tells its own reason.
+            first = group[0].delivery
+            _log.error("%d records went to %s, the first was %s: %s", len(group), topic, _name(first), first.error)
         for outgoing, place in zip(group, places, strict=True):
             self._appended(outgoing, place)
         self._outgoing = [each for each in self._outgoing if each.topic != topic]
 
     def _appended(self, outgoing: Outgoing, place: tuple[int, int]) -> None:
         delivery = outgoing.delivery
-        if outgoing.topic != dead_letter_topic(delivery.record.topic):
+        if not _is_letter(outgoing):
             self._waiting.placed(delivery, place)
             return
         self.counters["dead"] += 1
         if room := self._waiting.room(delivery):
             room.remove(delivery)
+
+
+def _is_letter(outgoing: Outgoing) -> bool:
+    return outgoing.topic == dead_letter_topic(outgoing.delivery.record.topic)
 
 
 def _name(delivery: Delivery) -> str:

@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 CACHE := $(or $(QUILL_MODELS_CACHE),$(HOME)/.cache/quillstream)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup weights demo test test-models check bench up clean
+.PHONY: help setup weights demo test test-models chaos check bench up clean
 
 help: ## list the verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,10 @@ test: $(INSTALLED) ## every test; those that need the large weights run where th
 
 test-models: weights ## the tests that need the large weights; a skip is a failure
 	@QUILL_TESTS_SKIP_IS_FAILURE=1 $(BIN)/python -m pytest -q -m models $(ARGS)
+
+chaos: $(INSTALLED) ## kills, outages, poison, bit flips and canaries at full size, with their counts; about an hour
+	@$(BIN)/python -m infra.models fetch smollm2-135m-instruct all-minilm-l6-v2
+	@QUILL_CHAOS=full $(BIN)/python -m pytest -q -s --show-capture=no --timeout=3600 tests/chaos $(ARGS)
 
 check: $(INSTALLED) ## lint, types, room boundaries
 	@$(BIN)/ruff check .

@@ -113,6 +113,8 @@ class LogMachine(CountedMachine):
         for topic in self.topics:
             for number in range(PARTITIONS):
                 self.kept[topic, number], self.ends[topic, number] = {}, 0
+        for topic in (0, 1):
+            self.append(topic=topic, records=[Record(key, b"first") for key in "abcd"])
         return multiple(*[self.joined(group) for group in self.at_start])
 
     @rule(topic=st.integers(0, 1), records=st.lists(RECORDS, max_size=6))
@@ -425,5 +427,5 @@ def test_kafka_does_what_the_model_does(scale, kafka_broker: KafkaBroker):
         def open_log(self) -> EventLog:
             return KafkaLog(LogSettings(bootstrap_servers=kafka_broker.address, partitions=PARTITIONS))
 
-    counts = run(KafkaMachine, scale(2, 30), scale(15, 40))
-    assert all(counts[step] for step in ("append", "poll"))
+    counts = run(KafkaMachine, scale(4, 40), scale(20, 40))
+    assert all(counts[step] for step in ("append", "join", "drain"))

@@ -28,7 +28,7 @@ from retrieval.opening import open_pipeline, open_retriever
 from retrieval.pipeline import FeaturePipeline
 from store.opening import Store, open_store
 from streams.emitter import Emitter
-from streams.events import CONTENT_DOCUMENTS, OPS_ALERTS, TOPICS, AlertChanged
+from streams.events import CONTENT_DOCUMENTS, OPEN_TOPICS, OPS_ALERTS, AlertChanged
 from streams.log import EventLog
 from streams.opening import open_emitter, open_log
 from streams.protocols import Retriever
@@ -48,7 +48,7 @@ class Wiring:
     def log(self) -> EventLog:
         """The event log with its topics."""
         log = open_log(self.settings)
-        log.ensure_topics(TOPICS)
+        log.ensure_topics(OPEN_TOPICS)
         return log
 
     @cached_property

@@ -33,7 +33,7 @@ from serving.surface import CHANNEL, Health, IndexState, Part
 from store.opening import Store, open_store
 from store.releases import Release
 from streams.emitter import Emitter, Receipt
-from streams.events import CONTENT_DOCUMENTS, LLM_INTERACTIONS, TOPICS, Payload
+from streams.events import CONTENT_DOCUMENTS, LLM_INTERACTIONS, OPEN_TOPICS, TOPICS, Payload
 from streams.intake import Intake
 from streams.log import EventLog, events_in
 from streams.masking import open_masker
@@ -78,7 +78,7 @@ class Rooms:
     def log(self) -> EventLog:
         """The event log with its topics."""
         log = open_log(self.settings)
-        log.ensure_topics(TOPICS)
+        log.ensure_topics(OPEN_TOPICS)
         return log
 
     @cached_property
@@ -235,8 +235,10 @@ class Rooms:
             consumers={GROUP: self._monitor.counters} if self._monitor is not None else {},
         )
         try:
-            dead = dead_letters_written(self.log, TOPICS)
-            return replace(here, progress=progress(self.log, GROUPS), dead_letters=dead)
+            # A server that does not mask may have no right to what is not masked.
+            seen = GROUPS if self._wanted["intake"] else {GROUP: GROUPS[GROUP]}
+            dead = dead_letters_written(self.log, TOPICS if self._wanted["intake"] else OPEN_TOPICS)
+            return replace(here, progress=progress(self.log, seen), dead_letters=dead)
         except Unavailable:
             return replace(here, log_up=False)
 

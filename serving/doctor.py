@@ -87,12 +87,12 @@ def _home(settings: Settings) -> str:
 
 
 def _log(rooms: Rooms) -> str:
-    from streams.events import TOPICS
+    from streams.events import OPEN_TOPICS
     from streams.log import events_in
 
-    records = sum(events_in(rooms.log, topic) for topic in TOPICS)
+    records = sum(events_in(rooms.log, topic) for topic in OPEN_TOPICS)
     where = rooms.settings.log.bootstrap_servers if rooms.settings.log.backend == "kafka" else "log.db"
-    return f"{records} records in {len(TOPICS)} topics at {where}"
+    return f"{records} records in {len(OPEN_TOPICS)} topics at {where}"
 
 
 def _outbox(folder: Path) -> list[Check]:

@@ -27,6 +27,8 @@ COMPACTED = frozenset({CONTENT_DOCUMENTS, OPS_RELEASES})
 UNMASKED = frozenset({LLM_INTAKE, f"{LLM_INTAKE}.dlq"})
 """Topics with text as strangers sent it: restricted, and kept for `UNMASKED_HOURS` only."""
 UNMASKED_HOURS = 24
+OPEN_TOPICS = tuple(topic for topic in TOPICS if topic not in UNMASKED)
+"""Topics that every part of the platform may use."""
 INTAKE_TYPES = ("llm.interaction.recorded", "llm.feedback.given")
 """What strangers may send to `llm.intake`; it goes on, masked, to the topic of its type."""
 

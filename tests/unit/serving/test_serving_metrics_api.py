@@ -12,7 +12,7 @@ from serving.app import Rooms, app_of
 from serving.metrics_api import Figures, router
 from streams.codec import encode
 from streams.embedded import EmbeddedLog
-from streams.events import LLM_FEEDBACK, LLM_INTERACTIONS, Event, FeedbackGiven
+from streams.events import LLM_FEEDBACK, LLM_INTAKE, LLM_INTERACTIONS, Event, FeedbackGiven
 from streams.log import Record
 from streams.progress import Progress
 
@@ -79,7 +79,8 @@ def test_a_process_that_did_nothing_yet_has_metrics():
 
 
 def test_an_installation_tells_its_lag_and_its_dead_letters(settings):
-    rooms = Rooms(settings)
+    rooms = Rooms(settings, intake=True)
+    rooms.log.ensure_topics([LLM_INTAKE])  # as the intake's own thread would
     rooms.log.append(LLM_FEEDBACK, [encode(Event(data=FeedbackGiven(interaction_id=f"i{n}"))) for n in range(7)])
     rooms.log.append(f"{LLM_INTERACTIONS}.dlq", [Record("k", b"no event")])
     assert rooms.emitter.emit(FeedbackGiven(interaction_id="i")).wait(20)
@@ -87,7 +88,7 @@ def test_an_installation_tells_its_lag_and_its_dead_letters(settings):
     assert found["quill_emitter_events_total", "acknowledged"] == 1
     lag = {key[1:]: value for key, value in found.items() if key[0] == "quill_consumer_lag_events"}
     assert sum(value for key, value in lag.items() if key[:2] == ("monitor", LLM_FEEDBACK)) == 8
-    assert len([key for key in lag if key[0] == "intake"]) == settings.log.partitions
+    assert len([key for key in lag if key[:2] == ("intake", LLM_INTAKE)]) == settings.log.partitions
     assert found["quill_dead_letter_records_total", LLM_INTERACTIONS] == 1
     assert found["quill_log_up",] == 1
     rooms.close()

@@ -25,7 +25,9 @@ from streams.embedded_records import fetch
 from streams.log import LostPartition, Record, StoredRecord, check_appendable, owned_by_way_of
 from streams.sqlite import SqliteFile
 
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.01
+POLL_BYTES = 32 << 20
+"""Length of the values of one poll, after which no further record is taken."""
 
 
 @dataclass
@@ -77,7 +79,8 @@ class EmbeddedReader:
         self._max_poll_interval = max_poll_interval
         self._claims: dict[tuple[str, int], _Claim] = {}
         self._turn = 0
-        self._last_poll = time.monotonic()
+        self._last_poll = self._look_again = time.monotonic()
+        self._found_none: tuple[int, int, int] | None = None
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -97,8 +100,7 @@ class EmbeddedReader:
         deadline = time.monotonic() + timeout
         while True:
             self._last_poll = time.monotonic()
-            self._rebalance()
-            records = self._fetch(max_records)
+            records = self._next(max_records)
             left = deadline - time.monotonic()
             if records or left <= 0:
                 return records
@@ -184,8 +186,26 @@ class EmbeddedReader:
                 connection.execute("UPDATE members SET heartbeat = ? WHERE id = ?", (time.time(), self.member))
         self._clean()
 
+    def _next(self, limit: int) -> list[StoredRecord]:
+        """The next records, after partitions changed hands; looks only when something was written since it found none.
+
+        What changes by time alone, the death of a member, is seen within a third of a session.
+        """
+        with self._file.reading() as connection:
+            # Counts the commits of others; `total_changes` those of our own.
+            version = connection.execute("PRAGMA data_version").fetchone()[0]
+            state = (id(connection), version, connection.total_changes)
+        if state == self._found_none and self._last_poll < self._look_again:
+            return []
+        self._rebalance()
+        records = self._fetch(limit)
+        self._found_none = None if records else state
+        self._look_again = self._last_poll + self._session_timeout / 3
+        return records
+
     def _fetch(self, limit: int) -> list[StoredRecord]:
         records: list[StoredRecord] = []
+        room = POLL_BYTES
         # A full partition must not starve the others: each poll starts one partition further.
         names = sorted(self._claims)
         self._turn += 1
@@ -193,11 +213,13 @@ class EmbeddedReader:
             for index in range(len(names)):
                 topic, number = name = names[(self._turn + index) % len(names)]
                 claim = self._claims[name]
-                found = fetch(connection, claim.key, topic, number, claim.next_offset, limit=limit - len(records))
+                left = limit - len(records)
+                found = fetch(connection, claim.key, topic, number, claim.next_offset, limit=left, size=room)
                 if found:
                     claim.next_offset = found[-1].offset + 1
                     records += found
-                if len(records) >= limit:
+                    room -= sum(len(record.value) for record in found)
+                if len(records) >= limit or room <= 0:
                     break
         return records
 

@@ -29,6 +29,7 @@ Handler = Callable[[Event, StoredRecord], None]
 
 POLL = 16
 """Records per poll for handlers of single events: few enough that even slow ones poll every few minutes."""
+POLL_BYTES = 32 << 20
 POLL_SECONDS = 0.5
 COMMIT_SECONDS = 1.0
 BACKOFF_SECONDS = 0.02
@@ -139,19 +140,31 @@ class _Member:
         self._handling = handling
         self._polled: list[Delivery] = []
         self._progress: dict[tuple[str, int], int] = {}
+        self._asked = POLL
         self.handled = 0
 
     def turn(self, limit: int, stop: threading.Event) -> None:
         """Poll, handle what came and what is due, and commit. What `Unavailable` interrupts is kept for the next."""
         if not self._polled:
-            timeout = self._waiting.seconds(POLL_SECONDS)
-            self._polled = [Delivery(record) for record in self._reader.poll(max_records=limit, timeout=timeout)]
+            self._polled = [Delivery(record) for record in self._poll(limit)]
         self._waiting.own(self._reader.assignment())
         self._handle_polled(stop)
         for run in self._handling.runs(self._waiting.due(limit)):
             if stop.is_set() or not self._handling.handle(run, stop):
                 break
         self._commit()
+
+    def _poll(self, limit: int) -> list[StoredRecord]:
+        """Records of `POLL_BYTES`, twice that at most once their length is known: it begins with few records, and asks
+        for fewer after long ones."""
+        self._asked = min(self._asked, limit)
+        records = self._reader.poll(max_records=self._asked, timeout=self._waiting.seconds(POLL_SECONDS))
+        size = sum(len(record.value) for record in records)
+        if size > POLL_BYTES:
+            self._asked = max(1, self._asked * POLL_BYTES // size)
+        elif len(records) == self._asked:
+            self._asked *= 2
+        return records
 
     def _handle_polled(self, stop: threading.Event) -> None:
         began = time.monotonic()

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from infra.errors import InputError, Unavailable
+from streams import consumer
 from streams.codec import encode
 from streams.consumer import Batched, Consumer
 from streams.dead_letters import dead_letters
 from streams.embedded import EmbeddedLog
+from streams.embedded_group import EmbeddedReader
 from streams.events import LLM_FEEDBACK, Event, FeedbackGiven
 from streams.handling import BATCH_BYTES
 from streams.log import Record, StoredRecord, lag
@@ -35,8 +37,8 @@ def fill(log: EmbeddedLog, number: int, keys: int = 5, size: int = 0) -> None:
 
 
 def consume(log: EmbeddedLog, handler: Batched) -> int:
-    consumer = Consumer(log, "g", {LLM_FEEDBACK: handler}, retries=1, backoff=0.001)
-    return consumer.run_until({LLM_FEEDBACK: log.end_offsets(LLM_FEEDBACK)}, 30)
+    one = Consumer(log, "g", {LLM_FEEDBACK: handler}, retries=1, backoff=0.001)
+    return one.run_until({LLM_FEEDBACK: log.end_offsets(LLM_FEEDBACK)}, 30)
 
 
 def test_a_batch_holds_what_was_polled_in_the_order_of_each_partition(log: EmbeddedLog):
@@ -82,7 +84,7 @@ def test_what_is_no_event_does_not_fail_the_batch_it_came_in(log: EmbeddedLog):
     fill(log, 10, keys=1)
     calls: list[int] = []
     assert consume(log, Batched(lambda events: calls.append(len(events)), 100)) == 21
-    assert calls == [20]
+    assert calls == [15, 5]  # of a first poll of 16, and of the rest
     assert [letter.origin_offset for letter in dead_letters(log, LLM_FEEDBACK)] == [10]
 
 
@@ -96,7 +98,7 @@ def test_a_batch_waits_as_a_whole_for_what_is_away(log: EmbeddedLog):
             raise Unavailable("the database is away")
 
     assert consume(log, Batched(handle, 30)) == 30
-    assert calls == [30] * 6
+    assert calls == [16] * 6 + [14]
     assert dead_letters(log, LLM_FEEDBACK) == []
 
 
@@ -130,3 +132,25 @@ def test_a_value_longer_than_a_batch_goes_alone(log: EmbeddedLog):
     sizes: list[int] = []
     consume(log, Batched(lambda events: sizes.append(len(events))))
     assert sizes == [1, 1, 1]
+
+
+def test_what_is_polled_at_once_is_bounded_in_bytes(log: EmbeddedLog, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(consumer, "POLL_BYTES", 1 << 20)
+    fill(log, 300, keys=1)
+    fill(log, 200, keys=1, size=100 << 10)
+    fill(log, 300, keys=1)
+    polls: list[tuple[int, int]] = []
+    poll = EmbeddedReader.poll
+
+    def noting(self: EmbeddedReader, **arguments: float) -> list[StoredRecord]:
+        records = poll(self, **arguments)  # type: ignore[arg-type]
+        polls.append((len(records), sum(len(record.value) for record in records)))
+        return records
+
+    monkeypatch.setattr(EmbeddedReader, "poll", noting)
+    assert consume(log, Batched(lambda events: None, 100)) == 800
+    assert polls[0][0] == consumer.POLL
+    assert max(number for number, _ in polls) == 100
+    long = [size for _, size in polls if size > 500 << 10]
+    assert len(long) > 5
+    assert max(long[2:]) < 3 << 20

@@ -24,18 +24,20 @@ from kafka.admin import (
 from kafka.errors import TopicAuthorizationFailedError
 from pydantic import SecretStr
 
+from infra.errors import Unavailable
 from infra.identity import new_id
 from infra.kafka_broker import KafkaBroker, Security
 from infra.settings import LogSettings
+from serving.app import Rooms
 from streams.codec import decode, encode
-from streams.events import LLM_FEEDBACK, LLM_INTAKE, LLM_INTERACTIONS, TOPICS, Event, FeedbackGiven
+from streams.events import LLM_FEEDBACK, LLM_INTAKE, LLM_INTERACTIONS, OPEN_TOPICS, TOPICS, Event, FeedbackGiven
 from streams.intake import Intake
 from streams.kafka import KafkaLog
 from streams.masking import Masker
 
 pytestmark = pytest.mark.kafka
 PASSWORD = "aPasswordOfTheTests1"
-MEMBER, APPLICATION = "quill-intake", "digest"
+MEMBER, APPLICATION, SERVER = "quill-intake", "digest", "quill"
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "intake.md").read_text()
 RIGHTS = re.findall(r"^kafka-acls\.sh --bootstrap-server HOST:9092 --add (.*)$", DOCUMENT, flags=re.MULTILINE)
 RESOURCES = {
@@ -86,10 +88,17 @@ def broker(
         operator.close()
         admin = KafkaAdminClient(bootstrap_servers=broker.address)
         admin.alter_user_scram_credentials(
-            [UserScramCredentialUpsertion(APPLICATION, ScramMechanism.SCRAM_SHA_256, PASSWORD)]
+            [
+                UserScramCredentialUpsertion(name, ScramMechanism.SCRAM_SHA_256, PASSWORD)
+                for name in (APPLICATION, SERVER)
+            ]
         )
         given = [right for line in RIGHTS for right in rights(line)]
         assert len(given) >= 7
+        names = [*OPEN_TOPICS, *(f"{topic}.dlq" for topic in OPEN_TOPICS)]
+        everything = f"--allow-principal User:{SERVER} --operation All"
+        given += [right for name in names for right in rights(f"{everything} --topic {name}")]
+        given += rights(f"{everything} --group monitor")
         admin.create_acls(given)
         admin.close()
         yield broker
@@ -116,16 +125,30 @@ def produced(broker: KafkaBroker, authority: Authority) -> str:
     return name
 
 
-def test_the_member_with_these_rights_masks_and_passes_on(broker: KafkaBroker, authority: Authority, produced: str):
-    settings = LogSettings(
+def settings_of(broker: KafkaBroker, authority: Authority, name: str) -> LogSettings:
+    return LogSettings(
+        backend="kafka",
         bootstrap_servers=broker.secured_address("SASL_SSL"),
         security_protocol="SASL_SSL",
         sasl_mechanism="SCRAM-SHA-256",
-        sasl_username=MEMBER,
+        sasl_username=name,
         sasl_password=SecretStr(PASSWORD),
         ssl_cafile=str(authority.file),
     )
-    member = KafkaLog(settings)
+
+
+def test_a_server_that_does_not_mask_needs_no_right_to_the_intake(broker: KafkaBroker, authority: Authority, settings):
+    rooms = Rooms(settings.model_copy(update={"log": settings_of(broker, authority, SERVER)}), monitor=True)
+    found = rooms.figures()
+    assert found.log_up
+    assert {each.topic for each in found.progress} >= {LLM_INTERACTIONS, LLM_FEEDBACK}
+    with pytest.raises(Unavailable, match="rights"):
+        rooms.log.ensure_topics([LLM_INTAKE])
+    rooms.close()
+
+
+def test_the_member_with_these_rights_masks_and_passes_on(broker: KafkaBroker, authority: Authority, produced: str):
+    member = KafkaLog(settings_of(broker, authority, MEMBER))
     stop = threading.Event()
     timer = threading.Timer(60, stop.set)
     timer.start()

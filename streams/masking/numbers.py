@@ -212,7 +212,7 @@ _SHAPED = re.compile(
     rf"|\(0?\d{{2,4}}\)[ .\u00a0-]?\d{{2,4}}(?:[ .\u00a0\u2011-]?\d{{2,4}}){{1,3}}"
     # With the leading zero: two separators or more (an old arXiv number has one), or one after an area code.
     r"|(?P<national>0[1-9]\d{0,3}+(?:(?:[ ./\u00a0\u2011-]\d{2,8}+){2,5}+|[ /-]\d{5,8}+)|0[1-9]\d{9})"
-    r"|\d{3}([.\u2011-])\d{3}\4\d{4}|1-\d{3}-\d{3}-\d{4}"  # North America
+    r"|(?:1-)?[2-9]\d\d([.\u2011-])\d{3}\4\d{4}"  # North America, where no area code begins with 0 or 1
     r"|\d{2}-\d{2}-\d{2}-\d{2}"  # Denmark, Norway
     rf"){_EXTENSION}{_END}"
 )

@@ -104,6 +104,7 @@ def test_personal_data_and_secrets_become_placeholders(text: str, masked: str):
         "git@github.com:org/repo.git and icon@2x.png and lodash@4.17.21",
         "0x7fff5fbff8c0, 00 11 22 33 44 55 66 77, 01 02 03 04 05 06 07",
         "999.1.2.3 and 1.2.3.4.5",
+        "epochs 100-200-3000, layers 1-100-200-3000, version 105.200.3000",
         "",
     ],
 )

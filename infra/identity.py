@@ -17,7 +17,7 @@ class Value(BaseModel):
     """A frozen value: equal by content, no I/O, unknown fields refused."""
 
     # A number that JSON does not know is written as what it is: silently turned to null it could not be refused.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
 
 
 def canonical_json(value: Any) -> bytes:
@@ -56,10 +56,8 @@ def short(identity: str, digits: int = 12) -> str:
 
 def new_id() -> str:
     """A time-ordered unique id: UUID version 7 (RFC 9562, section 5.7) as 32 hex digits."""
-    milliseconds = time.time_ns() // 1_000_000
-    tail = _RANDOM.getrandbits(74)
-    value = (milliseconds & ((1 << 48) - 1)) << 80 | 0x7 << 76 | tail >> 62 << 64 | 0x2 << 62 | tail & ((1 << 62) - 1)
-    return f"{value:032x}"
+    bits = _RANDOM.getrandbits
+    return f"{time.time_ns() // 1_000_000:012x}7{bits(12):03x}{1 << 63 | bits(62):016x}"
 
 
 # Seeded by the system, and apart from the generator that programs seed to repeat a run. Asking the system each time

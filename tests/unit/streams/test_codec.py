@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -182,3 +182,34 @@ def test_what_could_not_be_read_back_is_not_encoded(payload: Payload):
 def test_no_bytes_get_past_with_another_error(value: bytes, headers: list[tuple[str, bytes]]):
     with pytest.raises(UndecodableEvent):
         decode(Record(key="k", value=value, headers=tuple(headers)))
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: payload.type)
+def test_the_order_and_spacing_of_the_json_do_not_matter(payload: Payload):
+    ours = encode(Event(data=payload))
+    foreign = json.dumps(json.loads(ours.value), sort_keys=True, indent=1).encode()
+    assert foreign != ours.value
+    assert decode(replace(ours, value=foreign)).data == decode(ours).data == payload
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b'"latency_ms":0.0', b'"latency_ms":-1', "latency_ms; rule: Input should be greater"),
+        (b'"latency_ms":0.0', b'"latency_ms":1e999', "latency_ms; rule: Input should be a finite"),
+        (b'"latency_ms":0.0', b'"latency_ms":NaN', "latency_ms; rule: Input should be"),
+        (b'"latency_ms":0.0', b'"latency_ms":0.0,"extra":' + b"[" * 30 + b"]" * 30, "extra; rule: Extra inputs"),
+        (b'"latency_ms":0.0', b'"latency_ms":0.0,"extra":' + b"[" * 9999 + b"]" * 9999, "nested deeper than 64"),
+        (b'"schema_version":2', b'"schema_version":3', "unknown schema_version"),
+        (b'"schema_version":2', b'"schema_version":true', "unknown schema_version"),
+        (b'"schema_version":2,', b"", "unknown schema_version"),
+        (b'"prompt":"What', b'"prompt":"\\u0000What', "NUL"),
+        (b'"prompt":"What', b'"prompt":"\\ud800What', "surrogates"),
+        (b'"prompt":"What', b'"prompt":"\xff', "not JSON"),
+    ],
+)
+def test_what_is_spoilt_in_a_record_of_ours_is_refused_with_the_reason(old: bytes, new: bytes, reason: str):
+    ours = encode(Event(data=INTERACTION))
+    assert old in ours.value
+    with pytest.raises(UndecodableEvent, match=reason):
+        decode(replace(ours, value=ours.value.replace(old, new, 1)))

@@ -103,7 +103,7 @@ class Applier:
             on_batch(self.handled, self.embedded)
 
     def _newest(self, records: Sequence[StoredRecord]) -> dict[str, tuple[Event, StoredRecord]]:
-        """The last event of each document; earlier ones of the batch would be overwritten anyway."""
+        """The event of each document that wins in the store; the others of the batch would be overwritten anyway."""
         newest: dict[str, tuple[Event, StoredRecord]] = {}
         for record in records:
             try:
@@ -112,7 +112,9 @@ class Applier:
                 self._bury(record, error)
                 continue
             if isinstance(event.data, DocumentUpserted | DocumentDeleted):
-                newest[event.data.document_id] = (event, record)
+                known = newest.setdefault(event.data.document_id, (event, record))
+                if (known[0].time, known[0].id) < (event.time, event.id):
+                    newest[event.data.document_id] = (event, record)
             else:
                 self._bury(record, InputError("not a document event", seen=event.data.type))
         return newest

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from qdrant_client import QdrantClient
 
 from infra.embedder import HashEmbedder
 from infra.errors import NotFound, Unavailable
-from infra.identity import short
+from infra.identity import short, text_hash
 from infra.settings import Settings, load_settings
 from retrieval.chunking import ChunkSettings
 from retrieval.index.edge import EdgeIndex
@@ -25,8 +26,9 @@ from retrieval.pipeline import FeaturePipeline, covers
 from retrieval.search import HybridRetriever
 from retrieval.sources import read_path
 from store.opening import Store, open_store
+from streams.codec import encode
 from streams.embedded import EmbeddedLog
-from streams.events import CONTENT_DOCUMENTS
+from streams.events import CONTENT_DOCUMENTS, DocumentUpserted, Event, now
 from streams.log import EventLog, Record
 
 WORDS = (
@@ -110,6 +112,19 @@ def test_what_was_ingested_is_found(here: Installation) -> None:
     assert (reached.documents, reached.chunks, reached.applied, reached.embedded) == (2, 2, 2, 2)
     assert reached.owner
     assert here.found("How do consumers read kafka partitions by offset?") == [WORDS[0]]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_later_event_of_a_document_wins_whichever_comes_first_on_the_log(here: Installation, at_once: bool) -> None:
+    for number, minute in enumerate((5, 3)):
+        text = WORDS[number]
+        data = DocumentUpserted(document_id="d", source="/d", title="D", text=text, content_hash=text_hash(text))
+        event = Event(id=f"e{number}", source="test", time=now() + timedelta(minutes=minute), data=data)
+        here.log.append(CONTENT_DOCUMENTS, [encode(event)])
+        if number or not at_once:
+            here.pipeline().reach(here.log.end_offsets(CONTENT_DOCUMENTS))
+    assert [chunk.text for chunk in here.store.documents.all_chunks()] == [WORDS[0]]
+    assert here.indexed(here.pipeline()) == here.stored()
 
 
 def test_searching_before_anything_was_ingested_says_what_to_do(here: Installation) -> None:

@@ -34,7 +34,7 @@ def test_what_was_acknowledged_is_stored_once_whatever_process_dies_where(
         kills=scale(len(points), 100),
         events=scale(3000, 500_000),
         processes=PROCESSES[backend],
-        depth=scale(10, 40),
+        depth=scale(10, 100),
     )
     report = chaos.run()
     print(f"\n{backend}: {report}")
@@ -60,7 +60,7 @@ def test_eight_processes_of_one_outbox_lose_nothing_when_some_are_killed(
         events=scale(3000, 50_000),
         processes={"emit": 2},
         forks=3,
-        depth=scale(10, 40),
+        depth=scale(10, 100),
     )
     report = chaos.run()
     print(f"\neight processes, one outbox: {report}")

@@ -12,6 +12,8 @@ import os
 import re
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ from crc32c import crc32c
 from streams.log import Record
 
 BLOCK = 1 << 20
+READS = 3
 _NAME = re.compile(r"([0-9a-f]{32})-(\d{8})\.segment")
 _MARKER = b"\xffQ\xfer"
 _FRAME = struct.Struct("<4sIIQ")  # marker, length of the body, checksum, sequence number
@@ -115,11 +118,19 @@ MARK_AT = _FIXED.size
 
 def read_head(file: int, segment: Segment) -> tuple[int | None, Mark | None]:
     """Valid bytes of the segment before, and the mark; None for either that is damaged."""
-    data = os.pread(file, FIRST, 0)
-    fixed, mark = data[:MARK_AT], data[MARK_AT:]
+    salt = segment.salt
+    previous, mark = _parsed(os.pread(file, FIRST, 0), salt)
+    for _ in range(READS):
+        if mark is not None:
+            break
+        previous, mark = _parsed(os.pread(file, FIRST, 0), salt)  # it may just have been written
+    return previous, mark
+
+
+def _parsed(data: bytes, salt: int) -> tuple[int | None, Mark | None]:
     if len(data) < FIRST:
         return None, None
-    salt = segment.salt
+    fixed, mark = data[:MARK_AT], data[MARK_AT:]
     previous, known = None, None
     if fixed.startswith(_FORMAT) and crc32c(fixed[:-4], salt) == _FIXED.unpack(fixed)[2]:
         previous = _FIXED.unpack(fixed)[1]
@@ -203,11 +214,13 @@ def _checksum(data: bytes, salt: int = 0) -> int:
 
 def _unpacked(body: bytes) -> Outgoing:
     (count,) = struct.unpack_from("<I", body)
-    texts = []
-    at = 4 + 4 * count
-    for length in struct.unpack_from(f"<{count}I", body, 4):
-        texts.append(body[at : at + length])
-        at += length
-    event_id, topic, key, *headers = texts
-    pairs = tuple((name.decode(), value) for name, value in zip(headers[::2], headers[1::2], strict=True))
-    return Outgoing(event_id.decode(), topic.decode(), Record(key.decode(), body[at:], pairs))
+    ends = list(accumulate(struct.unpack_from(f"<{count}I", body, 4), initial=4 + 4 * count))
+    event_id, topic, key, *headers = [body[start:end] for start, end in pairwise(ends)]
+    pairs = tuple([(_text(name), value) for name, value in zip(headers[::2], headers[1::2], strict=True)])
+    return Outgoing(event_id.decode(), _text(topic), Record(key.decode(), body[ends[-1] :], pairs))
+
+
+@lru_cache(256)
+def _text(name: bytes) -> str:
+    # Names of headers and topics are few, and the same in every record.
+    return name.decode()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -43,18 +46,20 @@ def scrape(figures: Figures) -> dict[tuple[str, ...], float]:
     return samples(answer.text)
 
 
+FULL = Figures(
+    emitter={"accepted": 10, "acknowledged": 8, "failed": 1, "forwarded": 7},
+    outbox={"waiting": 1, "rejected": 2, "killed": 3, "lost": 4, "torn": 5, "damaged": 6, "size": 999},
+    consumers={"monitor": {"handled": 5, "put_off": 2, "retried": 1, "dead": 1, "waiting": 3}},
+    progress=[
+        Progress(group="monitor", topic="t", partition=0, behind=4, oldest_seconds=1.5),
+        Progress(group="monitor", topic="t", partition=1, behind=0, oldest_seconds=None),
+    ],
+    dead_letters={"t": 9},
+)
+
+
 def test_every_figure_is_there_under_its_name():
-    figures = Figures(
-        emitter={"accepted": 10, "acknowledged": 8, "failed": 1, "forwarded": 7},
-        outbox={"waiting": 1, "rejected": 2, "killed": 3, "lost": 4, "torn": 5, "damaged": 6, "size": 999},
-        consumers={"monitor": {"handled": 5, "put_off": 2, "retried": 1, "dead": 1, "waiting": 3}},
-        progress=[
-            Progress(group="monitor", topic="t", partition=0, behind=4, oldest_seconds=1.5),
-            Progress(group="monitor", topic="t", partition=1, behind=0, oldest_seconds=None),
-        ],
-        dead_letters={"t": 9},
-    )
-    found = scrape(figures)
+    found = scrape(FULL)
     assert found["quill_emitter_events_total", "failed"] == 1
     assert found["quill_emitter_events_total", "forwarded"] == 7
     assert {key[1]: value for key, value in found.items() if key[0] == "quill_outbox_events"} == {
@@ -72,6 +77,13 @@ def test_every_figure_is_there_under_its_name():
     assert found["quill_consumer_oldest_unhandled_seconds", "monitor", "t", "1"] == 0
     assert found["quill_dead_letter_records_total", "t"] == 9
     assert found["quill_log_up",] == 1
+
+
+def test_the_documented_names_are_those_that_are_served():
+    text = (Path(__file__).parents[3] / "docs" / "consumers.md").read_text()
+    documented = set(re.findall(r"quill_[a-z_]+", text))
+    assert len(documented) == 8
+    assert {name for name, *_ in scrape(FULL)} == documented
 
 
 def test_a_process_that_did_nothing_yet_has_metrics():

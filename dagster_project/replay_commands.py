@@ -33,7 +33,9 @@ replay_app = typer.Typer(
 
 @replay_app.command("run")
 def run(
-    topic: Annotated[str, typer.Argument(help="llm.interactions.")],
+    topic: Annotated[
+        str, typer.Argument(help="llm.interactions; of llm.feedback and llm.evaluations what they speak of.")
+    ],
     *,
     since: Annotated[str, typer.Option("--from", metavar="TIME", help="First moment, ISO 8601; UTC if it has none.")],
     until: Annotated[str, typer.Option("--to", metavar="TIME", help="First moment after the window.")],

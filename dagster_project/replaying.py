@@ -3,8 +3,9 @@
 Nothing live is touched: the window is read without a group, new answers and verdicts go to the result set only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from pydantic import Field
@@ -22,9 +23,12 @@ from store.releases import Release
 from store.replays import Replay, ReplayResult, ReplayState
 from streams.events import (
     EVALUATION_CHANNEL,
+    LLM_EVALUATIONS,
+    LLM_FEEDBACK,
     LLM_INTERACTIONS,
     EvaluationRecorded,
     Event,
+    FeedbackGiven,
     InteractionRecorded,
     Payload,
     Unscored,
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
 
 CHANNEL = "production"
 ACTOR = "replay"
+REPLAYABLE = (LLM_INTERACTIONS, LLM_FEEDBACK, LLM_EVALUATIONS)
+"""Of the last two, the interactions that people or judges spoke of in the window are replayed, as they are stored."""
 LOCAL, LLM = "local", "llm"
 IN_A_ROW = 3
 """Failures of the judge that are no longer those of single answers."""
@@ -103,12 +109,12 @@ class Replayer:
         passed_over = 0
         failed: list[ReplayResult] = []
         for one in reread(log, replay.window):
-            subject = _subject(one.event)
-            if subject is None or one.event is None:
+            subject = _subject(one.event, self._store)
+            if subject is None:
                 passed_over += 1
-            elif subject.interaction_id not in known:
-                known.add(subject.interaction_id)
-                failed = self._keep(replay.name, [*failed, self._result(replay.name, one.event, subject)])
+            elif subject[1].interaction_id not in known:
+                known.add(subject[1].interaction_id)
+                failed = self._keep(replay.name, [*failed, self._result(replay.name, *subject)])
             on_progress(one.done, one.total, f"{len(known)} replayed")
         self._store.replays.put(replay.name, failed)
         return self._store.replays.finish(replay.name, passed_over=passed_over)
@@ -127,7 +133,7 @@ class Replayer:
             )
         return results
 
-    def _result(self, name: str, event: Event, original: InteractionRecorded) -> ReplayResult:
+    def _result(self, name: str, time: datetime, original: InteractionRecorded) -> ReplayResult:
         answer = self._answered(self._answerer, name, original) if self._answerer else None
         originals = self._store.interactions.evaluations([original.interaction_id])
         if answer is not None and all(one.judge != self._judge.id for one in originals):
@@ -135,7 +141,7 @@ class Replayer:
             originals.append(evaluation_of(original, self._judge))
         return ReplayResult(
             interaction_id=original.interaction_id,
-            time=event.time,
+            time=time,
             originals=tuple(originals),
             answer=answer,
             evaluation=_masked(evaluation_of(answer or original, self._judge), self._masker),
@@ -157,8 +163,9 @@ class Replayer:
 
 def replay(wiring: "Wiring", request: ReplayRequest, on_progress: OnProgress) -> ReplayState:
     """Replay a window as a person asked. Raises `InputError` for what cannot be replayed and `NotFound`."""
-    if request.window.topic != LLM_INTERACTIONS:
-        raise InputError("this topic cannot be replayed", seen=request.window.topic, rule=LLM_INTERACTIONS)
+    if request.window.topic not in REPLAYABLE:
+        rule = "one of " + ", ".join(REPLAYABLE)
+        raise InputError("this topic cannot be replayed", seen=request.window.topic, rule=rule)
     if not (request.judge or request.prompt or request.adapter):
         raise InputError("nothing to replay through", fix="give --judge, --prompt or --adapter")
     judge = judge_named(wiring, request.judge)
@@ -212,12 +219,19 @@ def release_with(wiring: "Wiring", prompt: str, adapter: str) -> Release:
     return current.model_copy(update=changes)
 
 
-def _subject(event: Event | None) -> InteractionRecorded | None:
-    """The interaction to replay; None for whatever is no answer to somebody's prompt."""
-    interaction = event.data if event else None
-    if not isinstance(interaction, InteractionRecorded) or interaction.channel == EVALUATION_CHANNEL:
-        return None
-    return interaction if interaction.prompt.strip() else None
+def _subject(event: Event | None, store: Store) -> tuple[datetime, InteractionRecorded] | None:
+    """The interaction to replay and its time; None for what is, or speaks of, no answer to somebody's prompt."""
+    found: Sequence[tuple[datetime, object]] = [(event.time, event.data)] if event else []
+    if event and isinstance(event.data, FeedbackGiven | EvaluationRecorded):
+        found = store.interactions.list(ids=[event.data.interaction_id])
+    for time, subject in found:
+        if (
+            isinstance(subject, InteractionRecorded)
+            and subject.channel != EVALUATION_CHANNEL
+            and subject.prompt.strip()
+        ):
+            return time, subject
+    return None
 
 
 def _failure(evaluation: EvaluationRecorded) -> str:

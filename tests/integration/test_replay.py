@@ -16,7 +16,7 @@ from installation import Installation, wait_until
 from sqlalchemy import select
 
 from dagster_project.replay_report import compared
-from dagster_project.replaying import Heard, Replayer, ReplayRequest, replay
+from dagster_project.replaying import Heard, Replayer, ReplayRequest, release_with, replay
 from dagster_project.resources import Wiring
 from infra.database import reading
 from infra.embedder import HashEmbedder
@@ -38,8 +38,10 @@ from streams.events import (
     EVALUATION_CHANNEL,
     LLM_FEEDBACK,
     LLM_INTERACTIONS,
+    OPS_ALERTS,
     TOPICS,
     Event,
+    FeedbackGiven,
     InteractionRecorded,
     Unscored,
 )
@@ -268,8 +270,30 @@ def test_what_cannot_be_replayed_is_named_before_anything_is_begun(wiring, field
     assert list(wiring.store.replays.list()) == []
 
 
-def test_other_topics_and_names_that_are_taken_are_refused(wiring):
+def test_what_people_spoke_of_in_a_window_can_be_replayed(wiring):
+    said = [FeedbackGiven(interaction_id=name, comment="x") for name in ("i2", "i2", "i5", "ours", "never stored")]
+    wiring.log.append(LLM_FEEDBACK, [encode(Event(data=one)) for one in said])
     window = WINDOW.model_copy(update={"topic": LLM_FEEDBACK})
+    state = replay(wiring, ReplayRequest(window=window, judge="local", name="rated"), lambda *_: None)
+    assert wiring.store.replays.replayed("rated") == {"i2", "i5"}
+    assert (state.results, state.passed_over) == (2, 2)
+    live_times = {one.interaction_id: time for time, one in wiring.store.interactions.list()}
+    assert all(one.time == live_times[one.interaction_id] for one in wiring.store.replays.results("rated"))
+
+
+def test_another_adapter_answers_with_its_base_model_and_not_through_an_endpoint(wiring):
+    inputs = {"base": {"name": "small"}, "dataset": "sha256:d"}
+    adapter = wiring.store.artifacts.build("adapter", "sha256:" + "ab" * 32, inputs, lambda folder: {})
+    release = release_with(wiring, "", "abab")
+    usual = wiring.store.releases.resolve("production")
+    assert (release.adapter, release.model, release.prompt) == (adapter.id, "small", usual.prompt)
+    with pytest.raises(InputError, match="local adapter"):
+        run(wiring, adapter="abab")
+    assert list(wiring.store.replays.list()) == []
+
+
+def test_other_topics_and_names_that_are_taken_are_refused(wiring):
+    window = WINDOW.model_copy(update={"topic": OPS_ALERTS})
     with pytest.raises(InputError, match="cannot be replayed"):
         replay(wiring, ReplayRequest(window=window, judge="llm"), lambda *_: None)
     run(wiring, judge="local", name="mine")

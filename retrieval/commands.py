@@ -1,5 +1,5 @@
-"""Verbs of this room: `quill evaluate retrieval`. `ingest`, `search` and `write` ask a running server first, so serving
-has them."""
+"""Verbs of this room: `quill ingest` and `quill evaluate retrieval`. `search` and `write` ask a running server first,
+so serving has them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from infra.cli import JsonFlag, console, evaluations, print_json, print_rows
 from infra.settings import load_settings
+from retrieval.ingest_commands import ingest
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add this room's verbs to the command line."""
+    app.command("ingest")(ingest)
     evaluations(app).command("retrieval")(retrieval)
 
 

@@ -93,11 +93,13 @@ class Fetcher:
     def allowed(self, url: str) -> bool:
         """Whether robots.txt lets a crawler read an address. Waits as long as it asks crawlers to (at most 10 s).
 
-        A robots.txt that does not answer forbids everything (RFC 9309, 2.3.1.4); one that is missing, nothing.
+        A robots.txt that does not answer forbids everything (RFC 9309, 2.3.1.4); one that is missing, nothing. Raises
+        as `get` does when the host itself may not be asked.
         """
         target = _address(url)
         origin = _origin(target)
         if origin not in self._robots:
+            self._addresses(target)
             self._robots[origin] = self._rules(target)
         rules = self._robots[origin]
         if rules is None or not rules.can_fetch(AGENT, url):

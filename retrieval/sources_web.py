@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 from xml.etree import ElementTree
+from xml.sax import SAXException
 
 from infra.errors import InputError, QuillError
 from infra.identity import content_id
@@ -180,11 +181,13 @@ def _feed(scope: str, base: str, body: bytes, fetcher: Fetcher) -> Listing:
         is_link = entry.get("link") and urlsplit(link).scheme in ("http", "https")
         name = entry.get("id") or content_id("entry", [entry.get("title", ""), entry.get("summary", "")])
         entries.setdefault(shown(link) if is_link else f"{scope}#{name}", entry)
-    if not entries and parsed.bozo:
+    broken = isinstance(parsed.get("bozo_exception"), SAXException)
+    if broken and not entries:
         raise InputError(f"it is a broken feed ({str(parsed.bozo_exception)[:80]})", seen=scope)
     dates = [_metadata(entry).get("date", "") for entry in entries.values()]
     items = [Item(source, partial(_entry, source, entry, fetcher)) for source, entry in entries.items()]
-    return Listing(scope=scope, items=items, window=min(dates, default="") if all(dates) else "")
+    window = min(dates, default="") if all(dates) else ""
+    return Listing(scope=scope, items=items, complete=not broken, window=window)
 
 
 def _entry(source: str, entry: Any, fetcher: Fetcher, seen: str) -> Reading:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ def _code_blocks(text: str) -> int:
 def _article(html: str, url: str) -> tuple[str, dict[str, Any]]:
     from trafilatura import bare_extraction
 
+    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # it logs an error for each page that holds no article
     found = bare_extraction(
         html,
         url=url or None,

@@ -1,4 +1,4 @@
-"""Wiring of an installation for whoever asks it: the API, `quill up`, `quill ingest`, `quill search`, `quill write`."""
+"""Wiring of an installation for whoever asks it: the API, `quill up`, `quill search`, `quill write`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from importlib.metadata import version
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,11 +21,9 @@ from infra.settings import Settings
 from monitoring.consumer import GROUP, Monitor
 from monitoring.local_judge import LocalJudge
 from monitoring.opening import GROUPS, open_monitor
-from retrieval.ingest import IngestReport, publish
 from retrieval.opening import open_answerer, open_pipeline, open_retriever
 from retrieval.pipeline import FeaturePipeline, OnProgress, Reached
 from retrieval.release_default import ensure_release
-from retrieval.sources import read_path
 from serving import faults, feedback_api, gateway_api, metrics_api, openai_api, otlp_api, search_api
 from serving.background import Background
 from serving.surface import CHANNEL, Health, IndexState, Part
@@ -135,11 +132,6 @@ class Rooms:
                 opened.close()
 
     # --- documents ----------------------------------------------------------------------------------------
-
-    def publish(self, path: Path) -> IngestReport:
-        """Put a file, or what is new, changed or gone in a folder, on the stream."""
-        scope = str(path.expanduser().resolve())
-        return publish(read_path(path), self.log, self.store, scope=scope)
 
     def reach(self, targets: Mapping[int, int], on_progress: OnProgress | None = None) -> Reached:
         """Wait until the index has applied `targets`; the work is done here when no other process owns the index."""

@@ -1,19 +1,15 @@
-"""`quill up`, `ingest`, `search`, `write` and `doctor`. FastAPI and everything heavier loads inside the verbs."""
+"""`quill up`, `search`, `write` and `doctor`. FastAPI and everything heavier loads inside the verbs."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from infra.cli import JsonFlag, console, print_json, print_rows
-from infra.errors import InputError, NotFound
+from infra.errors import InputError
 from infra.settings import load_settings
-
-if TYPE_CHECKING:
-    from serving.documents import Ingested
 
 FAILED = 2
 
@@ -21,7 +17,6 @@ FAILED = 2
 def register(app: typer.Typer) -> None:
     """Add the verbs of this room."""
     app.command("up")(up)
-    app.command("ingest")(ingest)
     app.command("search")(search)
     app.command("write")(write)
     app.command("doctor")(doctor)
@@ -40,26 +35,6 @@ def up(
 
     fetch_missing(settings)
     serve(settings, features=features, monitor=monitor, intake=intake, on_ready=_say_ready)
-
-
-def ingest(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Files, or folders with everything in them.")],
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until they can be found.")] = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Put documents on the stream and wait until they can be found; what is gone from a folder is deleted."""
-    for path in paths:
-        if not path.expanduser().exists():
-            raise NotFound("there is nothing at this path", seen=path, fix="check the spelling")
-    from serving.documents import ingest_paths
-
-    outcome = ingest_paths(load_settings(), paths, wait=not no_wait)
-    if as_json:
-        print_json(outcome)
-    else:
-        _print_ingested(outcome)
-    if outcome.nothing_usable:
-        raise typer.Exit(FAILED)
 
 
 def search(
@@ -127,15 +102,6 @@ def doctor(
 
 def _say_ready(url: str) -> None:
     console.print(f"Quillstream answers at {url}   OpenAPI docs: {url}/docs   stop with Ctrl-C", soft_wrap=True)
-
-
-def _print_ingested(outcome: Ingested) -> None:
-    counts = f"published {outcome.published}, unchanged {outcome.unchanged}, deleted {outcome.deleted}"
-    console.print(f"{counts}, rejected {len(outcome.rejected)}", highlight=False)
-    for one in outcome.rejected:
-        sys.stderr.write(f"rejected {one.source}: {one.reason}\n")
-    if outcome.searchable:
-        console.print(f"searchable: {outcome.documents} documents, {outcome.chunks} chunks", highlight=False)
 
 
 def _words(text: str) -> str:

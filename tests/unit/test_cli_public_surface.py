@@ -57,7 +57,7 @@ PUBLIC = """
 """
 OPTIONS = {
     "up": {"--port", "--features/--no-features", "--monitor/--no-monitor", "--intake/--no-intake"},
-    "ingest": {"--no-wait", "--json"},
+    "ingest": {"--no-wait", "--watch", "--every", "--json"},
     "search": {"--limit", "--json"},
     "write": {"--stream", "--channel", "--json"},
     "doctor": {"--fetch", "--json"},

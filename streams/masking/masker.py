@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from operator import attrgetter
 
 import re2
@@ -26,6 +27,8 @@ from streams.masking.secrets import emails, secrets
 _ZEROS = (0x660, 0x6F0, 0x966, 0x9E6, 0xFF10)
 _DIGITS = re2.compile("[" + "".join(f"{chr(zero)}-{chr(zero + 9)}" for zero in _ZEROS) + "]")
 _TO_ASCII = {zero + digit: 48 + digit for zero in _ZEROS for digit in range(10)}
+NAMES_KEPT = 4096
+LONGEST_NAME_KEPT = 256
 _NUMBERS = frozenset({"CARD", "IBAN", "PHONE"})
 _PSEUDONYM = 20
 """Letters of a pseudonym, of 16 kinds: 80 bits."""
@@ -58,6 +61,8 @@ class Masker:
         custom = [Pattern(name, expression).findings for name, expression in (patterns or {}).items()]
         self._detectors = (*custom, secrets, emails, ibans, addresses, numbers)
         self._seal = seal
+        # The names of applications, conversations and tags come again and again.
+        self._masked_ids = lru_cache(NAMES_KEPT)(self._mask_id)
 
     def mask(self, text: str) -> Masked:
         """Replace each finding by its placeholder; where two overlap, the one found by the earlier detector stays."""
@@ -78,6 +83,9 @@ class Masker:
         Without a `seal` it is made of a hash, by which whoever guesses the name can check the guess. A number alone
         counts only when it is the whole name or begins with a plus: ids are full of digits.
         """
+        return self._masked_ids(name) if len(name) <= LONGEST_NAME_KEPT else self._mask_id(name)
+
+    def _mask_id(self, name: str) -> str:
         kind = next((finding.kind for finding in self._findings(name) if _tells(finding, name)), "")
         if not kind:
             return name

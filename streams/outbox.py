@@ -23,7 +23,7 @@ from infra.identity import Value
 from streams.log import EventLog
 from streams.outbox_issued import forget, left_behind
 from streams.outbox_positions import Attempt, Gap, Positions, State
-from streams.outbox_reading import Batch, Loss, end_of, is_dead, waiting_in
+from streams.outbox_reading import Batch, Loss, delete_unborn, end_of, is_dead, waiting_in
 from streams.outbox_rejected import Rejected
 from streams.outbox_writer import Files, SegmentWriter, SystemFiles, sync_folder
 from streams.segments import Outgoing, Segment, segments_in
@@ -136,6 +136,7 @@ class Outbox:
                 state = state.with_end(writer, 0, issued, closed=False)
                 self._positions.save(state)
                 forget(self.folder, writer)
+        delete_unborn(self.folder)
         if self._former.exists():
             _log.error("%s is of a format that no release wrote: its events are not forwarded", self._former)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from streams.outbox_positions import Position
-from streams.segments import FIRST, Damage, Mark, Outgoing, Segment, read_head, scan, segment
+from streams.segments import FIRST, UNBORN, Damage, Mark, Outgoing, Segment, read_head, scan, segment
 
 BATCH = 1_000
 """Records sent at once."""
@@ -120,6 +121,14 @@ def is_dead(segments: Sequence[Segment]) -> bool:
             return False
         # It may have moved on between the listing and the lock; then the next segment is there.
         return not segment(last.path.parent, last.writer, last.number + 1).path.exists()
+
+
+def delete_unborn(folder: Path) -> None:
+    """Delete segments that got no name, because their writer died before. A living one makes another."""
+    for path in folder.glob(f".*{UNBORN}"):
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def end_of(segments: Sequence[Segment]) -> tuple[int, bool]:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from infra.identity import new_id
 from streams.outbox_issued import Issued
-from streams.segments import FIRST, MARK_AT, Mark, Outgoing, Segment, head, marked, packed, segment
+from streams.segments import FIRST, MARK_AT, UNBORN, Mark, Outgoing, Segment, head, marked, packed, segment
 
 
 class Files(Protocol):
@@ -145,7 +145,7 @@ class SegmentWriter:
     def _created(self, new: Segment, mark: Mark) -> int:
         # Locked under another name first: without its lock a segment would pass for that of a dead writer.
         self._folder.mkdir(parents=True, exist_ok=True)
-        fresh = new.path.with_name(f".{new.path.name}.new")
+        fresh = new.path.with_name(f".{new.path.name}{UNBORN}")
         fresh.unlink(missing_ok=True)
         file = self._files.create(fresh)
         try:

@@ -23,6 +23,8 @@ from streams.log import Record
 
 BLOCK = 1 << 20
 READS = 3
+UNBORN = ".new"
+"""Ends the hidden name of a segment that is being made."""
 _NAME = re.compile(r"([0-9a-f]{32})-(\d{8})\.segment")
 _MARKER = b"\xffQ\xfer"
 _FRAME = struct.Struct("<4sIIQ")  # marker, length of the body, checksum, sequence number

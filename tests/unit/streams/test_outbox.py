@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import time
@@ -19,7 +20,7 @@ from streams.log import Record
 from streams.outbox import MEASURE_SECONDS, Outbox
 from streams.outbox_positions import Position, Positions, State
 from streams.outbox_reading import BATCH, opened
-from streams.segments import FIRST, Outgoing, scan, segments_in
+from streams.segments import FIRST, UNBORN, Outgoing, scan, segments_in
 
 
 def put(outbox: Outbox, records: Sequence[Outgoing]) -> None:
@@ -270,3 +271,14 @@ def test_many_processes_write_into_one_folder(log: FaultyLog, tmp_path: Path):
         sent += reader.forward(log)
     wanted = [f"e{1000 * name + number}" for name in range(writers) for number in range(each)]
     assert (sent, sorted(ids(log)), reader.status().killed) == (len(wanted), sorted(wanted), 0)
+
+
+def test_segments_whose_making_was_cut_short_are_swept(outbox: Outbox):
+    outbox.put(numbered(1, 1), 1)
+    dead = outbox.folder / f".{'0' * 32}-00000000.segment{UNBORN}"
+    dead.touch()
+    making = outbox.folder / f".{'1' * 32}-00000000.segment{UNBORN}"
+    with making.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        outbox.inspect()
+        assert (dead.exists(), making.exists(), outbox.waiting()) == (False, True, 1)

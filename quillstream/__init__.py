@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,7 +130,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return version("quillstream")
+        return import_module("importlib.metadata").version("quillstream")  # it takes ten times as long as all the rest
     if name == "prompts":
         _check_rooms()
         return import_module("store.prompt_client")

@@ -28,7 +28,7 @@ from streams.log import (
     Record,
     StoredRecord,
     check_appendable,
-    partition_of,
+    partitions_of,
 )
 from streams.sqlite import SqliteFile
 
@@ -194,8 +194,8 @@ class EmbeddedLog:
         ends = {number: end for number, (_, end, _) in tails.items()}
         places: list[tuple[int, int]] = []
         rows: list[tuple[int, int, int, str, bytes | str, bytes]] = []
-        for record in records:
-            number = partition_of(record.key, len(tails))
+        numbers = partitions_of([record.key for record in records], len(tails))
+        for record, number in zip(records, numbers, strict=True):
             offset = ends[number]
             ends[number] = offset + 1
             key, time = heads[number]

@@ -58,8 +58,7 @@ class KafkaLog:
         check_appendable(topic, records)
         self.ensure_topics([topic])
         places = [(0, 0)] * len(records)
-        with self._cluster.reaching():
-            producer = self._cluster.producer()
+        with self._cluster.reaching(), self._cluster.producing() as producer:
             sent = send(producer, self._layout, topic, records)
             producer.flush(timeout=DELIVERY_SECONDS * 2)
             for sending, future in sent:
@@ -116,12 +115,11 @@ class KafkaLog:
         with suppress(GroupIdNotFoundError):
             found = self._cluster.ask(lambda admin: admin.list_group_offsets({group: where})[group]) if where else {}
         known = {each.partition: found[each] for each in where if each in found and found[each].offset >= 0}
-        return {
-            each.partition: self._layout.offset(topic, place.offset, place.metadata or "")
-            if (place := known.get(each.partition))
-            else 0
-            for each in where
+        committed = {
+            number: self._layout.offset(topic, place.offset, place.metadata or "") for number, place in known.items()
         }
+        starts = self._offsets(topic, OffsetSpec.EARLIEST)
+        return {number: max(start, committed.get(number, 0)) for number, start in starts.items()}
 
     def count(self, topic: str, partition: int, start: int, end: int) -> int:
         """See `EventLog`. In a framable topic more than `COUNT_SAMPLE` events are told from the first of them."""

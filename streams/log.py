@@ -11,6 +11,8 @@
    limits of the narrower log hold for both, so what one takes the other takes too.
 7. A group's retry topic (`retry_topic`) needs no member of its own: its partition n belongs to the member that owns
    partition n of the topic, who commits it as its own and reads it by offset.
+8. Records go when their time is over or, on a compacted topic, when their key has a newer one (`streams.retention`),
+   whether a group has read them or not. Reading from an offset that is gone goes on at the first record that is left.
 """
 
 from __future__ import annotations
@@ -145,7 +147,7 @@ class EventLog(Protocol):
         ...
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
-        """Partition to the next offset a group will read (0 where it never committed)."""
+        """Partition to the next offset a group will read: where it committed, or the first that is left after it."""
         ...
 
     def count(self, topic: str, partition: int, start: int, end: int) -> int:

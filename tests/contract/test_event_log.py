@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -15,14 +16,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from kafka import KafkaConsumer
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from infra.errors import InputError, Unavailable
 from infra.identity import new_id
 from infra.kafka_broker import KafkaBroker
 from infra.settings import LogSettings
 from streams.embedded import EmbeddedLog
-from streams.frames import count
+from streams.frames import SLOTS, count
 from streams.log import (
     MAX_RECORD_BYTES,
     EventLog,
@@ -392,6 +393,29 @@ class EventLogSuite:
             log.append("no such/topic", [record("k", "a")])
         assert len(everything(log, topic)) == 1
 
+    def test_reading_goes_on_at_the_first_record_that_is_left(self, log: EventLog, forget, topic: str):
+        places = [log.append(topic, [record("k", text)])[0] for text in "abcde"]
+        partition, group = places[0][0], new_id()
+        with log.join(group, [topic]) as reader:
+            poll_until([reader], lambda: len(reader.assignment()) == 3, commit=False)
+            reader.commit({(topic, partition): places[1][1]})
+        assert lag(log, group, topic) == 4
+        forget(topic, partition, places[3][1])
+        assert [each.value for each in log.read(topic, partition, 0)] == [b"d", b"e"]
+        assert places[2][1] < log.offsets_at(topic, datetime.now(UTC) - timedelta(days=9))[partition] <= places[3][1]
+        for each in (group, new_id()):
+            assert places[2][1] < log.committed(each, topic)[partition] <= places[3][1]
+            assert lag(log, each, topic) == 2
+            with log.join(each, [topic]) as reader:
+                found = poll_until([reader], lambda each=each: lag(log, each, topic) == 0)
+            assert [each.value for each in found] == [b"d", b"e"]
+        last = new_id()
+        forget(topic, partition, places[4][1] + 1)
+        assert lag(log, last, topic) == 0
+        assert log.committed(last, topic) == log.end_offsets(topic)
+        assert log.append(topic, [record("k", "f")])[0] > places[4]
+        assert [each.value for each in log.read(topic, partition, 0)] == [b"f"]
+
     def test_nothing_appended_is_nothing_done(self, log: EventLog, topic: str):
         assert log.append(topic, []) == []
 
@@ -410,6 +434,24 @@ class TestEmbeddedLog(EventLogSuite):
             f"log = EmbeddedLog(Path({str(path)!r}), session_timeout={SESSION})"
         )
         return lambda: EmbeddedLog(path, session_timeout=SESSION, max_poll_interval=SESSION)
+
+    @pytest.fixture
+    def forget(self, tmp_path: Path) -> Callable[[str, int, int], None]:
+        path = tmp_path / "log.db"
+
+        def age_and_clean(topic: str, partition: int, offset: int) -> None:
+            with closing(sqlite3.connect(path)) as connection:
+                connection.execute(
+                    'UPDATE records SET time = 0 WHERE "offset" < ? AND partition ='
+                    " (SELECT id FROM partitions WHERE topic = ? AND number = ?)",
+                    (offset, topic, partition),
+                )
+                connection.commit()
+            with closing(EmbeddedLog(path, retention_days=1)) as log:
+                while log.clean():
+                    pass
+
+        return age_and_clean
 
     def test_constructing_touches_no_disk(self, tmp_path: Path):
         EmbeddedLog(tmp_path / "never" / "log.db")
@@ -457,6 +499,15 @@ class TestKafkaLog(EventLogSuite):
         yield make
         for log in opened:
             log.close()
+
+    @pytest.fixture
+    def forget(self, kafka_broker: KafkaBroker) -> Callable[[str, int, int], None]:
+        def delete(topic: str, partition: int, offset: int) -> None:
+            first = offset // SLOTS if self.frames else offset
+            with closing(KafkaAdminClient(bootstrap_servers=kafka_broker.address)) as admin:
+                admin.delete_records({TopicPartition(topic, partition): first})
+
+        return delete
 
 
 @pytest.mark.kafka

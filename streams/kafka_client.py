@@ -88,9 +88,21 @@ class Cluster:
         """A consumer without a group, shared by the process."""
         return self._client("reader", lambda: _made(KafkaConsumer, **self._reading()))
 
-    def producer(self) -> KafkaProducer:
-        """The idempotent producer of the process: a retry inside it never doubles a record."""
-        return self._client("producer", lambda: _made(KafkaProducer, **self._writing()))
+    @contextmanager
+    def producing(self) -> Iterator[KafkaProducer]:
+        """The idempotent producer of the process: a retry inside it never doubles a record. An error ends it."""
+        producer = self._client("producer", lambda: _made(KafkaProducer, **self._writing()))
+        try:
+            yield producer
+        except (MessageSizeTooLargeError, RecordListTooLargeError):
+            raise
+        except KafkaError:
+            # After some errors, as when records expired that had been sent, the client waits for ever for a new id.
+            with self.lock():
+                if self._clients.get((os.getpid(), "producer")) is producer:
+                    del self._clients[os.getpid(), "producer"]
+            abandon(producer)
+            raise
 
     def transactional_producer(self, name: str, timeout: float) -> KafkaProducer:
         """A new producer whose transactions the cluster ends by itself after `timeout` seconds.
@@ -102,7 +114,7 @@ class Cluster:
         try:
             producer.init_transactions()
         except BaseException:
-            producer.close(timeout=0)
+            abandon(producer)
             raise
         return producer
 
@@ -159,8 +171,11 @@ class Cluster:
         with self.lock():
             for owner in [owner for owner in self._clients if owner[0] == os.getpid()]:
                 client = self._clients.pop(owner)
-                with suppress(KafkaError):
-                    client.close()
+                if owner[1] == "producer":
+                    abandon(client)
+                else:
+                    with suppress(KafkaError):
+                        client.close()
 
     @contextmanager
     def reaching(self) -> Iterator[None]:
@@ -231,6 +246,14 @@ class Cluster:
             config["sasl_plain_password"] = settings.sasl_password.get_secret_value()
         _knock(config["bootstrap_servers"], config.get("ssl_context"))
         return config
+
+
+def abandon(producer: KafkaProducer) -> None:
+    """Close a producer that need not send what it still holds: `append` and `publish` wait for all they send."""
+    # Its own `close` first waits for what can never be sent, and leaves its thread behind when that takes too long.
+    producer._sender.force_close()
+    with suppress(KafkaError):
+        producer.close(timeout=REACH_SECONDS)
 
 
 class _Reasons(logging.Handler):

@@ -25,6 +25,7 @@ from streams.kafka_client import (
     OffsetAndMetadata,
     RebalanceInProgressError,
     TopicPartition,
+    abandon,
 )
 from streams.kafka_records import Layout, Sending
 from streams.log import LostPartition, Record, StoredRecord, check_appendable, owned_by_way_of
@@ -297,7 +298,7 @@ class Transactions:
     def close(self) -> None:
         """Give the producer up; a transaction in the works is left to the cluster."""
         if self._producer is not None:
-            self._producer.close(timeout=0)
+            abandon(self._producer)
             self._producer = None
 
     def _settle(self) -> None:

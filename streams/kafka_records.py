@@ -19,7 +19,7 @@ class Sending(NamedTuple):
 
     partition: int
     key: bytes | None
-    value: bytes
+    value: bytes | None
     headers: list[tuple[str, bytes]]
     indexes: Sequence[int]
 
@@ -91,4 +91,5 @@ def _time(milliseconds: int) -> datetime:
 
 
 def _single(partition: int, record: Record, index: int) -> Sending:
-    return Sending(partition, record.key.encode(), record.value, list(record.headers), (index,))
+    # Without a value it is Kafka's tombstone, as it is one to the embedded log's compaction.
+    return Sending(partition, record.key.encode(), record.value or None, list(record.headers), (index,))

@@ -510,6 +510,14 @@ class TestKafkaLog(EventLogSuite):
         return delete
 
 
+    def test_a_record_without_a_value_is_a_tombstone(self, log: EventLog, kafka_broker: KafkaBroker, topic: str):
+        log.append(topic, [record("k", "")])
+        with closing(KafkaConsumer(topic, bootstrap_servers=kafka_broker.address, auto_offset_reset="earliest")) as raw:
+            found = next(iter(raw))
+        assert (found.key, found.value) == (b"k", None)
+        assert [each.value for each in everything(log, topic)] == [b""]
+
+
 @pytest.mark.kafka
 class TestKafkaLogWithFrames(TestKafkaLog):
     """The same promises when several events travel in one record."""

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from streams import frames, large_records
 from streams.codec import CONTENT_TYPE, VERSIONS, dataschema, versions_read
 from streams.dead_letters import dead_letter_topic
 from streams.events import (
@@ -36,8 +37,10 @@ from streams.events import (
     UNMASKED,
     UNMASKED_HOURS,
 )
+from streams.frames import COUNT_HEADER, FRAMABLE, SLOTS
+from streams.large_records import takes_claims
 
-VERSION = "2.1.0"
+VERSION = "2.2.0"
 """Of the contract as a whole; the first number rises with the `schema_version` of any payload."""
 ASYNCAPI_FILE = "asyncapi.json"
 CARRIES = {
@@ -89,6 +92,28 @@ _REPLAYED: dict[str, Any] = {
         "dlq_replayed_to": _TEXT | {"pattern": "^[0-9]+/[0-9]+$", "description": "Where it lies in its topic now."},
     },
 }
+_FRAME: dict[str, Any] = {
+    "type": "object",
+    "required": ["content-type", COUNT_HEADER],
+    "properties": {
+        "content-type": {"const": frames.CONTENT_TYPE.decode()},
+        COUNT_HEADER: _TEXT | {"pattern": "^[0-9]+$", "description": f"How many events it holds, 1 to {SLOTS}."},
+    },
+}
+_CLAIM: dict[str, Any] = {
+    "type": "object",
+    "description": "This first; after it the headers of the record whose value is stored, a content type among them.",
+    "required": ["content-type"],
+    "properties": {"content-type": {"const": large_records.CONTENT_TYPE.decode()}},
+}
+_CLAIMED: dict[str, Any] = {
+    "type": "object",
+    "required": ["artifact", "bytes"],
+    "properties": {
+        "artifact": _TEXT | {"pattern": "^sha256:[0-9a-f]{64}$", "description": "Hash of the value."},
+        "bytes": {"type": "integer", "description": "Its length."},
+    },
+}
 _DEAD = ("dead_letter", "dead_letter_replayed")
 
 
@@ -134,11 +159,18 @@ def asyncapi() -> dict[str, Any]:
             "messages": {
                 f"{name}.{version}": _message(name, version) for name in MODELS for version in versions_read(name)
             }
-            | {"dead_letter": _dead_letter(), "dead_letter_replayed": _replayed()},
+            | {
+                "dead_letter": _dead_letter(),
+                "dead_letter_replayed": _replayed(),
+                "frame": _frame(),
+                "claim": _claim(),
+            },
             "schemas": {
                 "cloudevents": _CLOUDEVENTS,
                 "dead_letter": _DEAD_LETTER,
                 "dead_letter_replayed": _REPLAYED,
+                "frame": _FRAME,
+                "claim": _CLAIM,
             },
         },
     }
@@ -191,7 +223,7 @@ def _channel(topic: str) -> dict[str, Any]:
     return {
         "address": topic,
         "description": f"{CARRIES[topic]} Keyed {key}.",
-        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in names},
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in [*names, *_other_forms(topic)]},
         "bindings": {"kafka": bindings},
     }
 
@@ -203,9 +235,14 @@ def _dead_letters(topic: str) -> dict[str, Any]:
         "address": name,
         "description": f"Records of `{topic}` that could not be handled, as they came."
         + (" Restricted as the topic is." if name in UNMASKED else ""),
-        "messages": {each: {"$ref": f"#/components/messages/{each}"} for each in _DEAD},
+        "messages": {each: {"$ref": f"#/components/messages/{each}"} for each in [*_DEAD, *_other_forms(name)]},
         "bindings": {"kafka": {"topic": name, "topicConfiguration": {"retention.ms": kept}, **_KAFKA}},
     }
+
+
+def _other_forms(topic: str) -> list[str]:
+    """The messages that stand for events on a topic, beside one record each."""
+    return ["frame"] * (topic in FRAMABLE) + ["claim"] * takes_claims(topic)
 
 
 def _milliseconds(hours: int) -> int:
@@ -265,6 +302,32 @@ def _replayed() -> dict[str, Any]:
         "summary": "A dead letter of this topic was sent to its own topic again. The value is empty.",
         "headers": {"$ref": "#/components/schemas/dead_letter_replayed"},
         "bindings": {"kafka": {"key": _TEXT | {"description": "That of the letter."}, **_KAFKA}},
+    }
+
+
+def _frame() -> dict[str, Any]:
+    return {
+        "name": "frame",
+        "title": "Frame",
+        "summary": "Several events of one partition in one record, where the operator chose it (`log.frames`).",
+        "description": getdoc(frames),
+        "contentType": frames.CONTENT_TYPE.decode(),
+        "headers": {"$ref": "#/components/schemas/frame"},
+        "payload": {"description": "As described."},
+        "bindings": {"kafka": {"key": {"type": "null", "description": "None."}, **_KAFKA}},
+    }
+
+
+def _claim() -> dict[str, Any]:
+    return {
+        "name": "claim",
+        "title": "Claim",
+        "summary": "A record whose value is too long to travel: the hash of the artifact that holds it.",
+        "description": getdoc(large_records),
+        "contentType": large_records.CONTENT_TYPE.decode(),
+        "headers": {"$ref": "#/components/schemas/claim"},
+        "payload": {"schemaFormat": "application/schema+json;version=draft-07", "schema": _CLAIMED},
+        "bindings": {"kafka": {"key": _TEXT | {"description": "That of the record."}, **_KAFKA}},
     }
 
 

@@ -13,7 +13,10 @@ from jsonschema import Draft7Validator
 
 from streams.codec import VERSIONS, versions_read
 from streams.contract import ASYNCAPI_FILE, CARRIES, asyncapi, documents, main, payload_schema, schema_file
-from streams.events import INTAKE_TYPES, LLM_INTAKE, MODELS, TOPICS
+from streams.events import CONTENT_DOCUMENTS, INTAKE_TYPES, LLM_INTAKE, MODELS, TOPICS
+from streams.frames import pack
+from streams.large_records import Claims
+from streams.log import MAX_RECORD_BYTES, Record
 
 DOCUMENTS = Path(__file__).parents[3] / "docs" / "contract"
 GOLDEN = sorted(FOLDER.iterdir())
@@ -105,6 +108,9 @@ def test_the_asyncapi_document_has_every_topic_with_its_dead_letters_and_every_m
     assert set(CARRIES) == set(TOPICS)
     assert set(document["channels"]) == {*TOPICS, *(f"{topic}.dlq" for topic in TOPICS)}
     carried = [name for topic in TOPICS if topic != LLM_INTAKE for name in document["channels"][topic]["messages"]]
+    forms = {"frame": 2, "claim": 1}
+    assert {form: carried.count(form) for form in forms} == forms
+    carried = [name for name in carried if name not in forms]
     assert sorted(carried) == sorted(f"{name}.{number}" for name in VERSIONS for number in versions_read(name))
     sent = document["operations"]["send.llm.interactions"]["messages"]
     assert [each["$ref"].rsplit("/", 1)[1] for each in sent] == ["llm.interaction.recorded.2"]
@@ -134,4 +140,23 @@ def test_the_headers_of_real_events_meet_the_asyncapi_document():
         wrong = Draft7Validator(message["headers"] | {"components": document["components"]})
         assert not wrong.is_valid(headers | {"ce_type": "other"})
         assert not wrong.is_valid(headers | {"ce_specversion": "0.3"})
-    assert len(GOLDEN) == len(document["components"]["messages"]) - 2
+    assert len(GOLDEN) == len(document["components"]["messages"]) - 4
+
+
+def test_frames_and_claims_meet_the_asyncapi_document(tmp_path: Path):
+    document = asyncapi()
+    record = read_golden(GOLDEN[0])
+    large = Record("k", bytes(MAX_RECORD_BYTES), record.headers)
+    for form, made in {
+        "frame": pack([record, record]),
+        "claim": Claims(tmp_path).put(CONTENT_DOCUMENTS, large),
+    }.items():
+        message = document["components"]["messages"][form]
+        headers = {name: text.decode() for name, text in reversed(made.headers)}
+        Draft7Validator(message["headers"] | {"components": document["components"]}).validate(headers)
+        if form == "claim":
+            Draft7Validator(message["payload"]["schema"]).validate(json.loads(made.value))
+        other = Draft7Validator(message["headers"] | {"components": document["components"]})
+        assert not other.is_valid(headers | {"content-type": "application/json"})
+    assert "claim" in document["channels"]["content.documents.dlq"]["messages"]
+    assert "claim" not in document["channels"]["llm.intake.dlq"]["messages"]

@@ -39,7 +39,7 @@ SESSION_SECONDS = 1.0
 EVENTS_AT_ONCE = 256
 EVENTS_OF_A_FORK = 1_000_000
 KEYS = 50
-STUCK_SECONDS = 60.0
+STUCK_SECONDS = 120.0
 EMITTING = "emitting-"
 """Begins the name of a file that is there while the process whose id follows may still emit."""
 LINE_BYTES = len("r0000e00000000\n")

@@ -27,8 +27,9 @@ from streams.log import EventLog, Record, lag
 from streams.outbox import Outbox
 
 BACKLOG = 20_000
-"""Acknowledged events that may wait for the sink before the emitting processes slow down."""
-DRAIN_SECONDS = 300.0
+"""Events in the log that may wait for the sink before the emitting processes slow down."""
+POISON_SECONDS = 0.5
+DRAIN_SECONDS = 600.0
 
 _processes = multiprocessing.get_context("forkserver")
 # Imported once, before the first fork: a process that lives for a second must not spend it on imports.
@@ -113,6 +114,7 @@ class Chaos:
         self._events = events
         self._runs = count()
         self._poison: list[str] = []
+        self._next_poison = 0.0
         self._forks = forks
 
     def run(self) -> Report:
@@ -122,7 +124,7 @@ class Chaos:
                 for slot in self._slots:
                     self._look_after(slot)
                 self._say("hold", self._enough() or self._backlog() > BACKLOG)
-                time.sleep(0.05)
+                time.sleep(0.1)
             self._drain()
         finally:
             for process in filter(lives, self._emitting()):  # the forked ones too
@@ -147,6 +149,7 @@ class Chaos:
             if process.is_alive():
                 stuck = orders.point is not None and time.monotonic() - slot.since > STUCK_SECONDS
                 assert not stuck, self._story(f"{orders} did not")
+                self._feed(orders)
                 return
             assert process.exitcode == -signal.SIGKILL, self._story(f"{orders} ended with {process.exitcode}")
             assert orders.point is not None, f"{orders} was killed by somebody else"
@@ -158,17 +161,18 @@ class Chaos:
     def _start(self, slot: Slot) -> None:
         plan = self._plans[slot.role]
         point, call = plan.popleft() if plan else (None, 0)
-        if point is not None and "dead letter" in point.name:
-            self._append_poison()
         run, supervisor = next(self._runs), os.getpid()
         slot.orders = Orders(slot.role, self._settings, self._folder, run, supervisor, point, call, self._forks)
         slot.process = _processes.Process(target=live, args=(slot.orders,))
         slot.process.start()
         slot.since = time.monotonic()
 
-    def _append_poison(self) -> None:
-        self._poison.append(f"poison {len(self._poison)}")
-        self._log.append(LLM_INTERACTIONS, [Record(key="poison", value=self._poison[-1].encode())])
+    def _feed(self, orders: Orders) -> None:
+        """Now and then a record to put aside, of another key each time, for whom a dead letter is the death of."""
+        if orders.point is not None and "dead letter" in orders.point.name and time.monotonic() > self._next_poison:
+            self._next_poison = time.monotonic() + POISON_SECONDS
+            self._poison.append(f"poison {len(self._poison)}")
+            self._log.append(LLM_INTERACTIONS, [Record(key=self._poison[-1], value=self._poison[-1].encode())])
 
     def _say(self, word: str, true: bool = True) -> None:
         if true:
@@ -184,9 +188,7 @@ class Chaos:
         return self._acknowledged() >= self._events
 
     def _backlog(self) -> int:
-        if "consume" not in self._plans:
-            return 0
-        return self._acknowledged() - sum(self._log.committed(GROUP, LLM_INTERACTIONS).values())
+        return lag(self._log, GROUP, LLM_INTERACTIONS) if "consume" in self._plans else 0
 
     def _drain(self) -> None:
         for slot in self._slots:

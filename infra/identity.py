@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-import random
 import time
 from pathlib import Path
 from typing import Any
@@ -55,15 +55,26 @@ def short(identity: str, digits: int = 12) -> str:
 
 
 def new_id() -> str:
-    """A time-ordered unique id: UUID version 7 (RFC 9562, section 5.7) as 32 hex digits."""
-    bits = _RANDOM.getrandbits
-    return f"{time.time_ns() // 1_000_000:012x}7{bits(12):03x}{1 << 63 | bits(62):016x}"
+    """A time-ordered unique id: UUID version 7 (RFC 9562, sections 5.7 and 6.2) as 32 hex digits."""
+    return f"{time.time_ns() // 1_000_000:012x}{_TAIL.head}{next(_TAIL.count):016x}"
 
 
-# Seeded by the system, and apart from the generator that programs seed to repeat a run. Asking the system each time
-# would give other threads the interpreter in the middle of `emit`, which costs up to 5 ms to get back.
-_RANDOM = random.Random()
-os.register_at_fork(after_in_child=_RANDOM.seed)
+class _Tail:
+    """The part of an id after its time: random for each process, and one more each time."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        # From the system, so that programs that seed a generator to repeat a run do not repeat their ids. Asked once:
+        # each time it would let other threads have the interpreter in the middle of `emit`, up to 5 ms long.
+        bits = int.from_bytes(os.urandom(10), "big")
+        self.head = f"7{bits >> 68:03x}"
+        self.count = itertools.count(1 << 63 | bits & ((1 << 61) - 1))
+
+
+_TAIL = _Tail()
+os.register_at_fork(after_in_child=_TAIL.renew)
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -24,11 +24,12 @@ from typing import NamedTuple
 from infra.errors import QuillError
 from infra.identity import new_id
 from streams.codec import encode
-from streams.events import Event, InteractionRecorded, Payload, now, topic_of
+from streams.events import Event, InteractionRecorded, Payload, topic_of
 from streams.log import MAX_RECORD_BYTES, EventLog, check_appendable
 from streams.masking import Masker, mask_payload
 from streams.outbox import Outbox, OutboxStatus
 from streams.outbox_forwarder import Forwarder
+from streams.outbox_issued import Issued
 from streams.segments import Outgoing
 
 CAPACITY = 10_000
@@ -77,7 +78,7 @@ class _Queued(NamedTuple):
     sequence: int
     payload: Payload
     receipt: Receipt
-    time: datetime
+    time: float
     size: int
 
 
@@ -130,6 +131,7 @@ class Emitter:
         self._give_up = float("inf")
         self._closed = False
         self._writer: threading.Thread | None = None
+        self._issued: Issued | None = None
         self._forwarder: Forwarder | None = None
 
     def emit(self, payload: Payload, event_id: str | None = None) -> Receipt:
@@ -144,9 +146,9 @@ class Emitter:
             else:
                 self._accepted = sequence = self._accepted + 1
                 self._taken_bytes += size
-                if self._outbox is not None:
-                    self._outbox.writer.issued.numbers[0] = sequence
-                self._queue.put(_Queued(sequence, payload, receipt, now(), size))
+                if self._issued is not None:
+                    self._issued.numbers[0] = sequence
+                self._queue.put(_Queued(sequence, payload, receipt, time.time(), size))
         return receipt
 
     @property
@@ -236,6 +238,7 @@ class Emitter:
         if waiting and self._taken_bytes - self._finished_bytes + size > self._capacity_bytes:
             return self._full(f"{self._capacity_bytes} bytes")
         if self._writer is None:
+            self._issued = self._outbox.writer.issued if self._outbox is not None else None
             self._writer = threading.Thread(target=self._write_on, name="emitter", daemon=True)
             try:
                 self._writer.start()
@@ -289,7 +292,8 @@ class Emitter:
         try:
             with self._working:
                 masked = mask_payload(queued.payload, self._masker)
-                record = encode(Event(id=event_id, source=self._source, time=queued.time, data=masked))
+                taken = datetime.fromtimestamp(queued.time, UTC)
+                record = encode(Event(id=event_id, source=self._source, time=taken, data=masked))
             topic = topic_of(masked)
             if len(record.value) > ALWAYS_SHORT or len(event_id) > ALWAYS_SHORT:
                 check_appendable(topic, [record])

@@ -1,6 +1,6 @@
 """The embedded log beside Kafka on the same disk: durable appends and reading through a group, events a second.
 
-    python -m benchmarks.embedded_log [--repeats 7] [--events 20000] [--folder FOLDER]
+    python -m benchmarks.embedded_log [--repeats 7] [--events 20000] [--folder FOLDER] [--peer-python PATH]
 
 Both are used through `EventLog`, with the same encoded events of 1 KB, in turns within one run. The broker is the one
 of `infra.kafka_broker` on a folder beside the embedded log's file, with the JVM's own compilers instead of the flags
@@ -8,6 +8,9 @@ that make it start sooner. `append` returns when the records are durable: on the
 Kafka they are acknowledged by the one broker, whose page cache is written back later. A consumed event was polled and
 its batch committed. The first turn of each warms up and is not counted. Target: at batches of 256 and 1,000 the
 embedded log does at least 0.5 of Kafka's events, at the worse end of the 95 % interval.
+
+With --peer-python, the interpreter of an environment with confluent-kafka, that client takes turns on the same broker
+too. It is not told to wait until a batch is durable before it sends the next, as the embedded log has to.
 """
 
 from __future__ import annotations
@@ -15,55 +18,36 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import platform
 import random
 import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks._events import events
+from benchmarks.kafka import Client
 from infra import kafka_broker
 from infra.identity import new_id
 from infra.settings import LogSettings, load_settings
-from streams.codec import encode
 from streams.embedded import EmbeddedLog
-from streams.events import Event, InteractionRecorded, now
+from streams.kafka import KafkaLog
 from streams.log import EventLog, Record, lag
 
 RESULT = Path(__file__).parent / "results" / "embedded_log.json"
-BYTES = 1024
 BATCHES = (1, 256, 1000)
 SINGLES = 300
 """Events of a turn of single appends: each of them waits for the disk or the broker."""
 TARGET = 0.5
 RESAMPLES = 10_000
 Rates = dict[str, list[float]]
-
-
-def events(number: int) -> list[Record]:
-    """Encoded interactions whose values are 1 KB of words, always the same but for their ids."""
-    chance = random.Random("embedded log")
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["".join(chance.choices(letters, k=chance.randint(2, 10))) for _ in range(3000)]
-    made: list[Record] = []
-    for _ in range(number):
-        name, text = new_id(), " ".join(chance.choices(words, k=200))
-        empty = len(encode(_interaction(name, "", "")).value)
-        made.append(encode(_interaction(name, text[:200], text[200 : BYTES - empty])))
-    return made
-
-
-def _interaction(name: str, prompt: str, response: str) -> Event:
-    data = InteractionRecorded(
-        interaction_id=name, conversation_id=name, prompt=prompt, response=response, finish_reason="stop"
-    )
-    return Event(id=name, source="benchmark", time=now(), data=data)
 
 
 def appended(log: EventLog, topic: str, records: Sequence[Record], batch: int) -> float:
@@ -107,29 +91,38 @@ def turn(log: EventLog, records: Sequence[Record]) -> dict[str, float]:
     return rates
 
 
-def turns(logs: dict[str, EventLog], records: Sequence[Record], repeats: int) -> dict[str, Rates]:
-    """Rates of each log by measurement, `repeats` of them, the logs in turns."""
+def confluent_turn(kafka: EventLog, client: Client, number: int) -> dict[str, float]:
+    """The same through confluent-kafka, which takes and gives at most 1,000 events at a time."""
+    topic = f"benchmark.{new_id()}"
+    kafka.ensure_topics([topic])
+    produced = number / client.seconds("produce", topic)
+    return {"append 1000": produced, "consume 1000": number / client.seconds("consume", topic, number)}
+
+
+def turns(subjects: Mapping[str, Callable[[], dict[str, float]]], repeats: int) -> dict[str, Rates]:
+    """Rates by measurement and subject, `repeats` of each, the subjects in turns whose order changes."""
     taken: dict[str, Rates] = {}
     for repeat in range(repeats + 1):
-        for name in sorted(logs, reverse=repeat % 2 == 1):
-            for what, rate in turn(logs[name], records).items():
+        for name in sorted(subjects, reverse=repeat % 2 == 1):
+            for what, rate in subjects[name]().items():
                 taken.setdefault(what, {}).setdefault(name, []).extend([rate] if repeat else [])
             print(f"{name} {repeat}/{repeats}", file=sys.stderr, flush=True)
     return taken
 
 
 def compared(rates: Rates) -> dict[str, Any]:
-    """Medians, their ratio, and its 95 % interval: a bootstrap over the repeats, each a pair of neighbours."""
-    pairs = list(zip(rates["embedded"], rates["kafka"], strict=True))
-    chance = random.Random("bootstrap")
-    ratios = sorted(_ratio(chance.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
-    interval = [round(ratios[int(RESAMPLES * share)], 3) for share in (0.025, 0.975)]
+    """Rates, medians, and to each peer the ratio with its 95 % interval: a bootstrap over pairs of neighbours."""
+    ratios: dict[str, Any] = {}
+    for peer in rates.keys() - {"embedded"}:
+        pairs = list(zip(rates["embedded"], rates[peer], strict=True))
+        chance = random.Random("bootstrap")
+        drawn = sorted(_ratio(chance.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
+        interval = [round(drawn[int(RESAMPLES * share)], 3) for share in (0.025, 0.975)]
+        ratios[peer] = {"ratio": round(_ratio(pairs), 3), "interval": interval, "reached": interval[0] >= TARGET}
     return {
         "events_per_second": {name: [round(rate) for rate in each] for name, each in rates.items()},
         "median": {name: round(median(each)) for name, each in rates.items()},
-        "ratio": round(_ratio(pairs), 3),
-        "interval": interval,
-        "reached": interval[0] >= TARGET,
+        "compared": ratios,
     }
 
 
@@ -137,20 +130,36 @@ def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
     return median(ours for ours, _ in pairs) / median(theirs for _, theirs in pairs)
 
 
-def report(repeats: int, number: int, folder: Path) -> dict[str, Any]:
-    """Everything measured, in a new folder below `folder`."""
+def measured(repeats: int, records: Sequence[Record], folder: Path, peer_python: str) -> dict[str, Rates]:
+    """All rates, in a new folder below `folder`."""
     kafka_broker.JVM = ("-Xmx1g", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
-    records = events(number)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="embedded-log-") as name:
-        broker = kafka_broker.KafkaBroker(load_settings().models.cache / "kafka", Path(name) / "kafka")
-        with broker as address, closing(EmbeddedLog(Path(name) / "log.db")) as embedded:
-            from streams.kafka import KafkaLog
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix="embedded-log-")))
+        broker = kafka_broker.KafkaBroker(load_settings().models.cache / "kafka", place / "kafka")
+        address = stack.enter_context(broker)
+        embedded = stack.enter_context(closing(EmbeddedLog(place / "log.db")))
+        kafka = stack.enter_context(closing(KafkaLog(LogSettings(bootstrap_servers=address))))
+        subjects = {"embedded": lambda: turn(embedded, records), "kafka": lambda: turn(kafka, records)}
+        if peer_python:
+            file = place / "events.pickle"
+            file.write_bytes(pickle.dumps([(each.key, each.value, list(each.headers)) for each in records]))
+            client = stack.enter_context(closing(Client("confluent", peer_python, address, file)))
+            subjects["confluent-kafka"] = lambda: confluent_turn(kafka, client, len(records))
+        return turns(subjects, repeats)
 
-            with closing(KafkaLog(LogSettings(bootstrap_servers=address))) as kafka:
-                taken = turns({"embedded": embedded, "kafka": kafka}, records, repeats)
+
+def report(repeats: int, number: int, folder: Path, peer_python: str) -> dict[str, Any]:
+    """Everything measured, and on what."""
+    records = events(number)
+    taken = measured(repeats, records, folder, peer_python)
     return {
         "benchmark": "embedded_log",
-        "machine": {"python": platform.python_version(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "machine": {
+            "python": platform.python_version(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "load_average": os.getloadavg(),
+        },
         "versions": {"sqlite": sqlite3.sqlite_version, "kafka-python": version("kafka-python")},
         "event_bytes": median(len(record.value) for record in records),
         "events": number,
@@ -164,7 +173,8 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     """The report for people."""
     for what, each in result["measured"].items():
         rates = ", ".join(f"{name} {rate:,}/s" for name, rate in each["median"].items())
-        yield f"{what:13} {rates}; ratio {each['ratio']} ({each['interval'][0]} to {each['interval'][1]})"
+        for peer, to in each["compared"].items():
+            yield f"{what:13} {rates}; ratio to {peer} {to['ratio']} ({to['interval'][0]} to {to['interval'][1]})"
 
 
 def main() -> None:
@@ -173,10 +183,11 @@ def main() -> None:
     arguments.add_argument("--repeats", type=int, default=7)
     arguments.add_argument("--events", type=int, default=20_000)
     arguments.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    arguments.add_argument("--peer-python", default="", help="interpreter of an environment with confluent-kafka")
     options = arguments.parse_args()
     if reason := kafka_broker.missing():
         sys.exit(f"skipped: {reason}")
-    result = report(options.repeats, options.events, options.folder)
+    result = report(options.repeats, options.events, options.folder, options.peer_python)
     sys.stdout.write("\n".join(lines(result)) + "\n")
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")

@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.embedded_log import events
+from benchmarks._events import events
 from infra import kafka_broker
 from infra.identity import new_id
 from infra.settings import LogSettings, load_settings

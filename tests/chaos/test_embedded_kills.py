@@ -48,7 +48,7 @@ _processes = multiprocessing.get_context("forkserver")
 def live(folder: Path, run: int, point: Point | None, call: int) -> None:
     """Append, poll, commit and clean until the process is killed, and write down what was done."""
     # Compaction and retention without their patience.
-    for name, value in {"SUPERSEDED_FOR": timedelta(0), "STEP_RECORDS": 50, "STEP_PAGES": 5}.items():
+    for name, value in {"SUPERSEDED_FOR": timedelta(0), "STEP_PAGES": 5}.items():
         setattr(embedded_cleaning, name, value)
     kept_for = embedded_cleaning.retention
     embedded_cleaning.retention = lambda topic, days: (

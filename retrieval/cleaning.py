@@ -7,18 +7,18 @@ import re
 from collections.abc import Iterator, Sequence
 
 FENCE = re.compile(r"^\s*(```+|~~~+)")
-COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 MDX_LINE = re.compile(r"^(?:import\s.+from\s+['\"].+|export\s+(?:default|const|function)\b.*)$")
-IMAGE = re.compile(r"!\[[^\]]*\](?:\([^)]*\)|\[[^\]]*\])")
+# Whatever looks for an end is bounded: a line of a million opening marks must not be read a million times.
+IMAGE = re.compile(r"!\[[^\]]{0,1000}\](?:\([^)]*\)|\[[^\]]*\])")
 LINK = re.compile(
-    r"\[((?:[^\[\]]|\[[^\[\]]*\])*)\](?:\([^()\s]*(?:\([^()]*\)[^()\s]*)*(?:\s+[\"'][^)]*)?\)|\[[^\]]*\])"
+    r"\[((?:[^\[\]]|\[[^\[\]]*\])*)\](?:\([^()\s]*(?:\([^()]*\)[^()\s]*)*(?:\s+[\"'][^)]{0,300})?\)|\[[^\]]*\])"
 )
 REFERENCE = re.compile(r"^\s*\[[^\]]+\]:\s+\S+.*$")
-AUTOLINK = re.compile(r"<(https?://[^>\s]+)>")
+AUTOLINK = re.compile(r"<(https?://[^>\s]{1,2000})>")
 URL = re.compile(r"https?://\S+")
 TAG = re.compile(r"</?[A-Za-z][\w.:-]*(?:\s[^<>]*)?/?>")
 CODE_SPAN = re.compile(r"(`+[^`]*`+)")
-EMPHASIS = re.compile(r"(\*{1,3}|_{2,3})(?=\S)(.+?)(?<=\S)\1")
+EMPHASIS = re.compile(r"(\*{1,3}|_{2,3})(?=\S)(.{1,300}?)(?<=\S)\1")
 NAVIGATION = re.compile(
     r"^(?:table of contents|contents|back to top|on this page|edit this page|previous|next|skip to .*|"
     r"view (?:source|on .*)|share (?:this|on) .*|subscribe.*|read more|learn more|all rights reserved.*)[.:!»›→ ]*$",
@@ -34,11 +34,12 @@ DIRECTIVE = re.compile(r"^\s*(?::::?\s?\w*|\{%.*%\}|\[\[.*\]\]|\[!\w+\])\s*$")
 def clean(text: str) -> str:
     """The text without furniture, paragraphs unwrapped; code blocks stay as they are, links become their words."""
     out: list[str] = []
-    for is_code, part in code_and_rest(COMMENT.sub("", text)):
+    for is_code, part in code_and_rest(text):
         if is_code:
             out.append(part)
             continue
-        bare = _without_links(IMAGE.sub("", AUTOLINK.sub(r"\1", _mark_only_links(part))))
+        bare = _mark_only_links(_without_comments(part))
+        bare = _without_links(IMAGE.sub("", AUTOLINK.sub(r"\1", bare)))
         lines = [line for line in map(_clean_line, bare.split("\n")) if line is not None]
         out.extend(_unwrapped(lines))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(out)).strip()
@@ -75,6 +76,15 @@ def is_prose(text: str) -> bool:
     return wordy / len(words) >= 0.5
 
 
+def _without_comments(part: str) -> str:
+    kept: list[str] = []
+    at = 0
+    while (start := part.find("<!--", at)) >= 0 and (end := part.find("-->", start + 4)) >= 0:
+        kept.append(part[at:start])
+        at = end + 3
+    return "".join([*kept, part[at:]])
+
+
 def _mark_only_links(part: str) -> str:
     """Lines that are nothing but links become empty, before links turn into words."""
     return "\n".join("" if _only_links(line) else line for line in part.split("\n"))
@@ -92,10 +102,12 @@ def _clean_line(line: str) -> str | None:
         return ""
     if MDX_LINE.match(line) or REFERENCE.match(line) or DIRECTIVE.match(line):
         return None
+    if line.startswith("#"):
+        line = re.sub(r"[ \t]+", " ", line)
     if line.lstrip().startswith("|"):  # source tables are padded to columns; the padding costs tokens
         line = re.sub(r"-{3,}", "---", re.sub(r"[ \t]+", " ", line))
     bare = _outside_code(line)
-    words = re.sub(r"^[\s>*+#|-]+|[\s|]+$", "", bare)
+    words = bare.lstrip(" \t>*+#|-").rstrip(" \t|")
     if not words:
         return line if TABLE_RULE.match(line) or SETEXT.match(line) else None
     return "" if NAVIGATION.match(words) else bare.rstrip()

@@ -38,9 +38,10 @@ CODE = frozenset(LANGUAGES)
 
 FRONT_MATTER = re.compile(r"\A(---|\+\+\+)[ \t]*\n(.*?)\n\1[ \t]*(?:\n|\Z)", re.DOTALL)
 LONGEST_FRONT_MATTER = 100_000
+LONGEST_TITLE = 500
 MOST_DAMAGE = 0.01
 """Share of characters of a web page that may be broken: browsers show them as �, and so are they read."""
-FIRST_HEADING = re.compile(r"^#\s+(.+?)\s*#*\s*$", re.MULTILINE)
+FIRST_HEADING = re.compile(r"^#[ \t]+(\S.{0,500}?)[ \t]{0,10}#{0,10}$", re.MULTILINE)
 HTML_CHARSET = re.compile(rb"<meta[^>]+charset=[\"']?\s*([\w.:-]+)", re.IGNORECASE)
 
 
@@ -139,7 +140,7 @@ def normalise(text: str) -> str:
     """Unicode NFC, Unix line ends, no control or zero-width characters, at most two empty lines in a row."""
     text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
     text = "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in _DROPPED)
-    text = re.sub(r"[ \t\u00a0]+\n", "\n", text.replace("\u00a0", " "))
+    text = "\n".join(line.rstrip() for line in text.replace("\u00a0", " ").split("\n"))
     return re.sub(r"\n{4,}", "\n\n\n", text).strip()
 
 
@@ -233,7 +234,7 @@ def _front_matter(fence: str, source: str) -> dict[str, Any]:
 
 def plain_title(title: str) -> str:
     """A title without markup, on one line."""
-    title = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", normalise(title))
+    title = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", normalise(title[:LONGEST_TITLE]))
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>|[`*]", "", title)).strip()
 
 

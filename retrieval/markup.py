@@ -14,9 +14,9 @@ NOISE_TAGS = ("script", "style", "noscript", "template", "svg", "nav", "header",
 HEADING = re.compile(r"h([1-6])")
 RST_UNDERLINE = re.compile(r"^([=\-~^\"'`#*+.:_<>])\1{2,}\s*$")
 RST_DIRECTIVE = re.compile(r"^\s*\.\.\s+(?:\|[^|]+\|\s+)?([\w:-]+)::\s*(.*)$")
-RST_LINK = re.compile(r"`([^`<]+?)\s*<[^`>]+>`_{1,2}")
-RST_ROLE = re.compile(r":[\w:+.-]+:`~?([^`<]+?)(?:\s*<[^`>]+>)?`")
-RST_REFERENCE = re.compile(r"`([^`]+)`_{1,2}(?!\w)|\b(\w[\w.-]*\w)_(?=[\s.,;:)]|$)")
+RST_LINK = re.compile(r"`([^`<]{1,500}?)\s{0,100}<[^`>]{1,2000}>`_{1,2}")
+RST_ROLE = re.compile(r":[\w:+.-]{1,100}:`~?([^`<]{1,500}?)(?:\s{0,100}<[^`>]{1,2000}>)?`")
+RST_REFERENCE = re.compile(r"`([^`]{1,500})`_{1,2}(?!\w)|\b(\w[\w.-]{0,100}\w)_(?=[\s.,;:)]|$)")
 RST_TABLE_RULE = re.compile(r"^\s*\+(?:[-=]+\+)+\s*$|^\s*=+(?:\s+=+)+\s*$")
 RST_SUBSTITUTION = re.compile(r"(?<!\S)\|\w[\w .-]*\|_{0,2}(?!\S)")
 CODE_DIRECTIVES = {"code-block", "code", "sourcecode", "parsed-literal", "doctest"}

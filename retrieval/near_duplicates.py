@@ -15,6 +15,8 @@ words that is one other word; two versions of a page, or two pages made from one
 CANDIDATES = 0.85
 LONGEST = 2_000_000
 """Characters above which a document is not compared: hashing its words would take seconds."""
+LEAST_WORDS = 8
+"""Words below which a document is not compared: nothing is gained by it."""
 PERMUTATIONS = 128
 SHINGLE = 3
 
@@ -27,10 +29,10 @@ class Fingerprint(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> Self | None:
-        """The fingerprint of a text, without regard to marks, case and white space; None when it is too long."""
-        if len(text) > LONGEST:
+        """The fingerprint of a text, without regard to marks, case and white space; None when it is not to be compared."""
+        words = re.findall(r"\w+", text.lower()) if len(text) <= LONGEST else []
+        if len(words) < LEAST_WORDS:
             return None
-        words = re.findall(r"\w+", text.lower())
         numbers = sorted(word for word in words if any(char.isdigit() for char in word))
         return cls(_minhash(words), short(content_id("numbers", numbers), 8))
 
@@ -83,7 +85,7 @@ class Fingerprints:
 
 
 def _minhash(words: list[str]) -> bytes:
-    count = max(1, len(words) - SHINGLE + 1)
+    count = len(words) - SHINGLE + 1
     shingles = {" ".join(words[place : place + SHINGLE]) for place in range(count)}
     minhash = _blank().copy()
     minhash.update_batch([shingle.encode("utf-8", "replace") for shingle in sorted(shingles)])

@@ -55,7 +55,7 @@ def _python(source: str) -> str:
             body = fenced("\n".join(lines[start:at]), "python")
             parts += [f"## {node.name}", ast.get_docstring(node) or "", *_methods(node), body]
     loose += lines[at:]
-    rest = "\n".join(loose).strip("\n")
+    rest = re.sub(r"\n{3,}", "\n\n", "\n".join(loose)).strip("\n")
     return "\n\n".join(part for part in (words, fenced(rest, "python") if rest else "", *parts) if part)
 
 

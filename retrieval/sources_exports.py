@@ -36,7 +36,7 @@ def list_export(file: Path, *, named: bool = True) -> Listing | None:
     """The rows of an export as items, `FILE#id` each. Raises `Unusable` when the file is not one.
 
     A row's id is its `id`, `_id`, `slug` or `url`, else its content: a row without one that changes is another row.
-    None when `named` is false and the first row holds no text: a folder holds many tables that are not documents.
+    None when `named` is false and the first good row holds no text: a folder holds many tables that are not documents.
     """
     rejected: list[Rejected] = []
     items: dict[str, Item] = {}
@@ -46,7 +46,7 @@ def list_export(file: Path, *, named: bool = True) -> Listing | None:
         if isinstance(row, Item):
             items.setdefault(row.source, row)
             continue
-        if number == 1 and not named:
+        if not named and not items and not isinstance(found, str):
             return None
         bad += 1
         if bad <= BAD_ROWS:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 MIN_ARTICLE = 200
 """Characters below which an article is not one: on short pages everything outside the menus is taken."""
-LONGEST_PAGE = 5_000_000
-"""Characters. Longer pages are generated lists; building their tree would take minutes and gigabytes."""
+MOST_TAGS = 200_000
+"""Pages with more are generated lists; building their tree twice would take minutes and gigabytes."""
 
 
 def read_page(html: str, url: str = "") -> tuple[str, str, dict[str, Any]]:
@@ -26,10 +26,8 @@ def read_page(html: str, url: str = "") -> tuple[str, str, dict[str, Any]]:
     given; everything outside `nav`, `aside` and the like would be 64 % and 91 %. Pages of documentation are another
     matter: there it loses a quarter of the code blocks, so a page of which it loses one is taken whole.
     """
-    if len(html) > LONGEST_PAGE:
-        raise ValueError(
-            f"the page has {len(html) / 1e6:.1f} million characters; the limit is {LONGEST_PAGE / 1e6:.0f}"
-        )
+    if (tags := html.count("<")) > MOST_TAGS:
+        raise ValueError(f"the page has {tags:,} tags; the limit is {MOST_TAGS:,}")
     title, whole, metadata = html_to_markdown(html)
     article, found = _article(html, url)
     if len(article) < min(MIN_ARTICLE, len(whole)) or _code_blocks(article) < _code_blocks(whole):

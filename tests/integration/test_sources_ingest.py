@@ -480,13 +480,16 @@ def test_hostile_input_ends_and_the_rest_goes_on(here: Installation) -> None:
     folder = here.root / "hostile"
     folder.mkdir()
     hostile: dict[str, str] = {
-        "deep.html": "<div>" * 200_000 + "x" + "</div>" * 200_000,
-        "wide.html": "<p>x</p>" * 700_000,
-        "stars.md": " *a" * 300_000,
-        "comments.md": "<!-- " * 200_000,
-        "brackets.md": "[a" * 300_000,
-        "underlines.md": "__a " * 300_000,
-        "tags.md": "<a " * 300_000,
+        "deep.html": "<div>" * 20_000 + "x" + "</div>" * 20_000,
+        "wide.html": "<p>x</p>" * 150_000,
+        "title.html": f"<title>{'[' * 100_000}</title><p>words</p>",
+        "stars.md": " *a" * 50_000,
+        "comments.md": "<!-- " * 50_000,
+        "images.md": "![" * 50_000,
+        "links.md": '[x](a "' * 50_000,
+        "addresses.md": "<http://a" * 50_000,
+        "spaces.md": "word" + " " * 500_000 + "word\n\n# a" + " " * 500_000 + "b",
+        "roles.rst": ":a" * 100_000 + "\n\n" + "a." * 100_000,
         "yaml.md": "---\na: &a [x,x,x,x,x,x,x,x,x]\n"
         + "".join(f"{chr(98 + at)}: &{chr(98 + at)} [{','.join(['*' + chr(97 + at)] * 9)}]\n" for at in range(8))
         + "tags: *i\n---\nSome words of text.\n",

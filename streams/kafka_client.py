@@ -36,6 +36,7 @@ from kafka.errors import (
     SaslAuthenticationFailedError,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
+    UnknownBrokerIdError,
     UnsupportedSaslMechanismError,
     for_code,
 )
@@ -155,13 +156,14 @@ class Cluster:
         self._known.update(new)
 
     def ask(self, question: Callable[[KafkaAdminClient], Any]) -> Any:
-        """An answer of the cluster, asked again for a while: the coordinator of a first group is made on demand."""
+        """An answer of the cluster, asked again for a while: the coordinator of a first group is made on demand, and a
+        busy broker is at times the leader of nothing (broker -1)."""
         deadline = time.monotonic() + REACH_SECONDS
         with self.reaching():
             while True:
                 try:
                     return question(self._admin())
-                except RetriableError:
+                except (RetriableError, UnknownBrokerIdError):
                     if time.monotonic() > deadline:
                         raise
                     time.sleep(0.1)

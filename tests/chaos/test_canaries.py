@@ -236,7 +236,7 @@ def test_nothing_that_is_kept_holds_a_canary(
     produce(here, shares["intake"])
     expected = {kept for texts in shares.values() for _, _, kept in texts}
     store = open_store(here.settings)
-    wait_until(lambda: expected <= kept_texts(store, shares), 60)
+    wait_until(lambda: expected <= kept_texts(store, shares), 180)
     assert sorted(expected - kept_texts(store, shares)) == []
     store.close()
     if scale(0, 1):

@@ -53,6 +53,8 @@ class KafkaReader:
         self._layout = layout
         self._transactions = Transactions(cluster, layout, f"{group}.{new_id()}", transaction_timeout)
         self._changes = _Changes()
+        self._changed: set[TopicPartition] = set()
+        self._raw: list[Any] = []
         self._rewind: set[TopicPartition] = set()
         # By our offsets: where this member began, what it handed out and committed up to, and what it read ahead.
         self._starts: dict[TopicPartition, int] = {}
@@ -88,9 +90,7 @@ class KafkaReader:
                 return
             except (CommitFailedError, FencedInstanceIdError) as error:
                 raise self._lost(*sorted(next_offsets)[0]) from error
-        for name, offset in next_offsets.items():
-            self._committed[TopicPartition(*name)] = offset
-            self._late.pop(name, None)
+        self._moved(next_offsets)
 
     def publish(self, outputs: Sequence[tuple[str, Record]], next_offsets: Mapping[tuple[str, int], int]) -> None:
         """See `GroupReader`: a transaction of Kafka, which the group's generation fences."""
@@ -117,7 +117,7 @@ class KafkaReader:
             # The generation may have ended while some of the partitions stay with this member.
             self._rewind |= {TopicPartition(*name) for name in next_offsets}
             raise
-        self._committed.update((TopicPartition(*name), offset) for name, offset in next_offsets.items())
+        self._moved(next_offsets)
 
     def assignment(self) -> set[tuple[str, int]]:
         """See `GroupReader`."""
@@ -149,8 +149,14 @@ class KafkaReader:
             for name, offset in next_offsets.items()
         }
 
+    def _moved(self, next_offsets: Mapping[tuple[str, int], int]) -> None:
+        for name, offset in next_offsets.items():
+            self._committed[TopicPartition(*name)] = offset
+            self._late.pop(name, None)
+
     def _fetch(self, max_records: int, timeout: float) -> set[TopicPartition]:
         """Read ahead as much as is wanted; the partitions that brought something."""
+        self._take_up()
         held = self._consumer.assignment() if self._ahead else set()
         self._consumer.pause(*held)
         try:
@@ -158,13 +164,20 @@ class KafkaReader:
             batches = self._consumer.poll(timeout_ms=0 if held else int(timeout * 1000), max_records=max_records)
         finally:
             self._consumer.resume(*(held & self._consumer.assignment()))
-        for where in self._changes.take():
-            self._forget(where)
-        for where, records in batches.items():
-            start = self._starts.get(where, 0)
-            for record in records:
-                self._ahead += self._layout.incoming(record, start)
+        self._changed |= self._changes.take()
+        self._raw = [record for records in batches.values() for record in records]
+        self._take_up()
         return set(batches)
+
+    def _take_up(self) -> None:
+        """Make events of what the client gave; what an error leaves of it is taken up the next time."""
+        for where in sorted(self._changed):
+            self._forget(where)
+            self._changed.discard(where)
+        for record in self._raw:
+            start = self._starts.get(TopicPartition(record.topic, record.partition), 0)
+            self._ahead += self._layout.incoming(record, start)
+        self._raw = []
 
     def _forget(self, where: TopicPartition) -> None:
         """A partition came or went: start from what the group committed, if it is ours now."""

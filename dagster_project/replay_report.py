@@ -8,6 +8,7 @@ from store.replays import ReplayResult, ReplayState
 from streams.events import EvaluationRecorded, Verdict
 from training.paired import Difference, difference
 
+WIDEST = 4.0
 Scores = Mapping[str, float]
 """Criterion to score, 1 to 5, of what could be judged."""
 
@@ -34,7 +35,8 @@ def compared(results: Sequence[ReplayResult]) -> list[dict[str, Any]]:
     """One row per original judge and criterion that either side judged, by judge and criterion.
 
     `mean_difference` is the replay's score minus the original's over the interactions that both judged, weighted by
-    the inverse probability with which the original judge saw them, with its 95 % interval (`training.paired`). Where
+    the inverse probability with which the original judge saw them, with its 95 % interval (`training.paired`), cut to
+    what differences of scores from 1 to 5 can be. Where
     the interactions were answered again, only the same judge's originals are compared.
     """
     pairs: dict[tuple[str, str], list[tuple[float, float, float]]] = defaultdict(list)
@@ -76,8 +78,8 @@ def _row(
         "original_mean": sum(old * weight for old, _, weight in pairs) / weights if pairs else None,
         "replay_mean": sum(new * weight for _, new, weight in pairs) / weights if pairs else None,
         "mean_difference": found.mean if found else None,
-        "low": found.low if found else None,
-        "high": found.high if found else None,
+        "low": None if found is None or found.low is None else max(-WIDEST, found.low),
+        "high": None if found is None or found.high is None else min(WIDEST, found.high),
         "interval": found.method if found else "none",
         "judged": judged,
         "judged_share": judged / total,

@@ -22,6 +22,8 @@ REFUSAL = "This is not in the sources."
 DEFAULT_PROMPT_NAME = "grounded-post"
 DEFAULT_DECODING = Decoding(temperature=0.2, repeat_penalty=1.1, max_tokens=200)
 CONTEXT_CHUNKS = 6
+BESIDE = 0.3
+"""Chunks with a smaller part of the best one's score are left out: they would only lead the writer away."""
 
 FinishReason = Literal["stop", "length", "refused", "cancelled", "error"]
 
@@ -104,11 +106,12 @@ class GroundedAnswerer:
         heard = attempt.listener(on_text)
         result = self._retriever.search(request.question, limit=CONTEXT_CHUNKS)
         attempt.retrieved(result)
-        if not result.chunks:
+        if not result.chunks or not result.sufficient:
             if heard is not None:
                 heard(REFUSAL)
             return attempt.answer(REFUSAL, "refused")
-        grounding = ground(result.chunks, self._budget)
+        close = [chunk for chunk in result.chunks if chunk.score >= BESIDE * result.chunks[0].score]
+        grounding = ground(close, self._budget)
         attempt.chunks = grounding.chunks
         messages = self._prompt.render(question=neutral(request.question), sources=grounding.text)
         completion = self._chat.complete(

@@ -31,6 +31,7 @@ class SearchResult(Value):
     index_build: str = Field(description="Index build id `sha256:…`.")
     index_position: dict[str, int] = Field(description="Partition of content.documents to next offset applied.")
     best_similarity: float = Field(0.0, description="Cosine of the question and the nearest chunk, -1 to 1.")
+    sufficient: bool = Field(True, description="Relevant enough to write from, not only to be shown.")
 
 
 class Retriever(Protocol):

@@ -6,7 +6,7 @@ import pytest
 
 from retrieval.index.protocol import Hit
 from retrieval.ranking import LEXICAL_WEIGHT, fuse
-from retrieval.search import CROWDED, relevant, select, subject_of
+from retrieval.search import CROWDED, RELEVANT, SUFFICIENT, related, relevance, select, subject_of
 from streams.protocols import RetrievedChunk
 
 
@@ -71,20 +71,25 @@ LORA = chunk("lora", "Adapters train two small matrices beside each frozen weigh
 
 
 @pytest.mark.parametrize(
-    ("cosines", "subject", "found"),
+    ("best", "subject", "level"),
     [
-        ({"kafka": 0.6, "lora": 0.1}, "how records are kept", ["kafka"]),
-        ({"kafka": 0.35, "lora": 0.1}, "kafka partitions offset", ["kafka"]),
-        ({"kafka": 0.35, "lora": 0.1}, "blockchain consensus", []),
-        ({"kafka": 0.2, "lora": 0.1}, "kafka records", []),
-        ({"kafka": 0.6, "lora": 0.4}, "logs", ["kafka", "lora"]),
-        ({}, "kafka", []),
+        (0.6, "how records are kept", "sufficient"),
+        (0.35, "kafka partitions offset", "sufficient"),
+        (0.35, "kafka partitions and leader elections", "relevant"),
+        (0.35, "blockchain consensus", "neither"),
+        (0.2, "blockchain records", "neither"),
+        (-0.5, "kafka", "neither"),
     ],
 )
-def test_what_has_nothing_to_do_with_the_subject_is_not_a_result(
-    cosines: dict[str, float], subject: str, found: list[str]
-) -> None:
-    assert [item.chunk_id for item in relevant([KAFKA, LORA], subject, cosines)] == found
+def test_what_has_nothing_to_do_with_the_subject_is_not_a_result(best: float, subject: str, level: str) -> None:
+    reached = relevance([LORA, KAFKA], subject, best)
+    assert (reached >= SUFFICIENT, reached >= RELEVANT) == (level == "sufficient", level != "neither")
+
+
+def test_chunks_far_below_the_best_are_no_results() -> None:
+    near, far = chunk("near", "a", score=0.5), chunk("far", "b", score=0.09)
+    assert related([near, near, far]) == [near, near]
+    assert related([]) == []
 
 
 def test_near_repetitions_are_folded() -> None:

@@ -74,7 +74,7 @@ def list_repository(target: str, cache: Path) -> Listing:
             raise NotFound("there is no repository at this path", seen=folder, fix="check the spelling")
         git, where, commit = _Git(folder.resolve()), str(folder.resolve()), branch or "HEAD"
         about = git.history(commit)
-    name = _without_secrets(where) + (f"@{branch}" if branch else "")
+    name = without_secrets(where) + (f"@{branch}" if branch else "")
     blobs = git.blobs(commit)
     known = {path: blob for path, blob in blobs.items() if PurePosixPath(path).suffix.lower() in SUFFIXES | CODE}
     skipped = Counter(suffix_of(Path(path)) for path in blobs if path not in known)
@@ -137,7 +137,7 @@ class _Git:
 def _fetched(url: str, branch: str, cache: Path) -> Path:
     """A bare repository that holds the newest commit of a remote one."""
     if "://" in url and urlsplit(url).scheme not in SCHEMES:
-        raise InputError("not an address that git may ask", seen=_without_secrets(url), rule=", ".join(SCHEMES))
+        raise InputError("not an address that git may ask", seen=without_secrets(url), rule=", ".join(SCHEMES))
     folder = cache / "git" / hashlib.sha256(f"{url} {branch}".encode()).hexdigest()[:16]
     if not (folder / "HEAD").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def _run(*arguments: str) -> bytes:
     if done.returncode != 0:
         words = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
         reason = next((line for line in words if line.startswith(("fatal: ", "error: "))), words[-1])
-        raise Unavailable("git could not read the repository", seen=_without_secrets(reason))
+        raise Unavailable("git could not read the repository", seen=without_secrets(reason))
     return done.stdout
 
 
@@ -175,5 +175,6 @@ def _parsed(target: str) -> tuple[str, str]:
     return where, branch
 
 
-def _without_secrets(text: str) -> str:
+def without_secrets(text: str) -> str:
+    """A text whose addresses have lost user name and password."""
     return re.sub(r"(\w+://)[^/@\s]+@", r"\1", text)

@@ -11,7 +11,7 @@ from retrieval.extraction import Unusable
 from retrieval.fetching import Fetcher, shown
 from retrieval.sources import Listing, Rejected, existing, list_path, suffix_of, visible_files
 from retrieval.sources_exports import EXPORTS, LINES, list_export
-from retrieval.sources_git import is_repository, list_repository
+from retrieval.sources_git import is_repository, list_repository, without_secrets
 from retrieval.sources_web import list_address
 
 
@@ -24,7 +24,7 @@ def scope_of(target: str) -> str:
     """The name of a source that is remote, without user name and password, or of the path."""
     if target.startswith(("http://", "https://")):
         return shown(target)
-    return target if is_remote(target) else str(Path(target).expanduser().resolve())
+    return without_secrets(target) if is_remote(target) else str(Path(target).expanduser().resolve())
 
 
 def list_source(target: str, fetcher: Fetcher, cache: Path, seen: str = "") -> Listing:

@@ -145,7 +145,9 @@ def test_passwords_in_addresses_are_neither_stored_nor_shown(here: Installation,
     url = f"http://reader:s3cret@127.0.0.1:{site.port}/kafka.html"
     here.ingest(url)
     missing = here.ingest(url.replace("kafka", "nothing"))
-    assert "s3cret" not in repr((here.store.documents.list(), missing))
+    repository = here.ingest(f"git+http://reader:s3cret@127.0.0.1:{site.port}/nothing.git")
+    assert (len(missing.failed), len(repository.failed)) == (1, 1)
+    assert "s3cret" not in repr((here.store.documents.list(), missing, repository))
     assert here.sources() == [f"{site.url}/kafka.html"]
 
 

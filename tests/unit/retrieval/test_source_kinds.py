@@ -6,17 +6,20 @@ import io
 import json
 import random
 import zipfile
+from calendar import monthrange
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from infra.errors import QuillError
+from retrieval.cleaning import clean
 from retrieval.docx import MAX_UNPACKED, docx_to_html
 from retrieval.extraction import Unusable, decode_page, extract
 from retrieval.near_duplicates import Fingerprint, Fingerprints
 from retrieval.program_code import code_to_markdown, fenced
 from retrieval.source_metadata import iso_date, known_metadata
-from retrieval.sources import Rejected, SourceDocument
+from retrieval.sources import Rejected, SourceDocument, read_path
 from retrieval.sources_exports import list_export
 from retrieval.sources_git import is_repository, list_repository
 from retrieval.webpage import read_page
@@ -361,3 +364,22 @@ def test_transports_that_run_programs_are_refused(tmp_path: Path, target: str) -
     with pytest.raises(QuillError, match=r"not a repository|not an address|no repository"):
         list_repository(target, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.corpus
+def test_the_front_matter_of_a_blog_becomes_metadata() -> None:
+    folder = DATA / "corpus" / "milvus_blog_en"
+    if not folder.exists():
+        pytest.skip(f"{folder} is missing")
+    index = {row["path"]: row for row in map(json.loads, (folder / "index.jsonl").read_text().splitlines())}
+    found = {path: next(read_path(folder / path)) for path in sorted(index)[::5]}
+    assert len(found) > 50
+    for path, document in found.items():
+        assert isinstance(document, SourceDocument)
+        year, month, day = map(int, index[path]["date"].split("-"))  # some are written 2026-3-25, one 2024-11-31
+        known = day <= monthrange(year, month)[1]
+        said = date(year, month, day).isoformat() if known else ""
+        assert document.metadata.get("date", "")[:10] == said, path
+        assert document.metadata.get("author", "") == (index[path].get("author") or ""), path
+        assert document.metadata.get("tags") or not index[path].get("tag"), path
+        assert "![" not in clean(document.text)

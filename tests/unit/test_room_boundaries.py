@@ -22,7 +22,7 @@ ROOMS = (
     "quillstream",
 )
 OWNERS = {
-    "kafka": "streams/kafka.py",
+    "kafka": "streams/kafka_client.py",
     "qdrant_client": "retrieval/index/qdrant.py",
     "qdrant_edge": "retrieval/index/edge.py",
     "openai": "infra/llm/endpoint.py",

@@ -31,6 +31,7 @@ POLL = 16
 """Records per poll for handlers of single events: few enough that even slow ones poll every few minutes."""
 POLL_BYTES = 32 << 20
 POLL_SECONDS = 0.5
+LEAST_POLL_SECONDS = 0.05
 COMMIT_SECONDS = 1.0
 BACKOFF_SECONDS = 0.02
 _log = logging.getLogger(__name__)
@@ -149,16 +150,16 @@ class _Member:
             self._polled = [Delivery(record) for record in self._poll(limit)]
         self._waiting.own(self._reader.assignment())
         self._handle_polled(stop)
-        for run in self._handling.runs(self._waiting.due(limit)):
-            if stop.is_set() or not self._handling.handle(run, stop):
-                break
+        self._handle_due(limit, stop)
         self._commit()
 
     def _poll(self, limit: int) -> list[StoredRecord]:
         """Records of `POLL_BYTES`, twice that at most once their length is known: it begins with few records, and asks
         for fewer after long ones."""
         self._asked = min(self._asked, limit)
-        records = self._reader.poll(max_records=self._asked, timeout=self._waiting.seconds(POLL_SECONDS))
+        # Never without any patience: on Kafka a member that only looks in does not get through a rebalance.
+        timeout = max(LEAST_POLL_SECONDS, self._waiting.seconds(POLL_SECONDS))
+        records = self._reader.poll(max_records=self._asked, timeout=timeout)
         size = sum(len(record.value) for record in records)
         if size > POLL_BYTES:
             self._asked = max(1, self._asked * POLL_BYTES // size)
@@ -180,6 +181,15 @@ class _Member:
             del self._polled[: len(run)]
             if time.monotonic() - began > COMMIT_SECONDS:
                 break  # the rest follows when this is committed
+
+    def _handle_due(self, limit: int, stop: threading.Event) -> None:
+        began = time.monotonic()
+        while due := self._waiting.due(limit):
+            for run in self._handling.runs(due):
+                if stop.is_set() or not self._handling.handle(run, stop):
+                    return
+            if time.monotonic() - began > COMMIT_SECONDS:
+                return
 
     def _commit(self) -> None:
         """Commit what was handled; what the log cannot take now is committed the next time."""

@@ -248,7 +248,7 @@ class Retries:
         for number in numbers:
             room = Room(committed.get(number, 0))
             while room.end < ends.get(number, 0):
-                records = self._events.read(name, number, room.end, limit=100)
+                records = self._events.read(name, number, room.end, limit=500)
                 for record in records:
                     room.add(_from_record(record, topic))
                 room.end = records[-1].offset + 1 if records else ends[number]

@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 from infra.errors import QuillError
 from infra.identity import new_id
-from streams.codec import encode
-from streams.events import Event, InteractionRecorded, Payload, topic_of
+from streams.codec import encode_payload
+from streams.events import InteractionRecorded, Payload, topic_of
 from streams.log import MAX_RECORD_BYTES, EventLog, check_appendable
 from streams.masking import Masker, mask_payload
 from streams.outbox import Outbox, OutboxStatus
@@ -88,7 +88,8 @@ class Emitter:
     `outbox` is for events on their way to a log that may be away: a folder, or an outbox with limits of its own. None:
     the log lies on this machine, and appending to it is what makes an event durable. What is queued is written at
     `close` and at exit. At most `capacity` events of about `capacity_bytes` together wait in memory. A group is what
-    half of `window` seconds suffice to mask and encode; the other half is for the disk.
+    half of `window` seconds suffice to mask and encode; the other half is for the disk, and where that takes longer
+    groups grow with it.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class Emitter:
         self._acknowledged = 0
         self._forwarded = 0
         self._trouble = ""
+        self._put_seconds = 0.0
         self._give_up = float("inf")
         self._closed = False
         self._writer: threading.Thread | None = None
@@ -274,7 +276,8 @@ class Emitter:
         """Wait for an event, and take what is queued behind it; also whether the queue ended."""
         group: list[tuple[_Queued, Outgoing | None]] = []
         queued = self._queue.get()
-        until = time.monotonic() + self._window / 2
+        # While the disk is slower than half a window, groups grow with it: at most half of the time goes into syncs.
+        until = time.monotonic() + max(self._window / 2, self._put_seconds)
         size = 0
         while queued is not None:
             group.append((queued, self._prepared(queued)))
@@ -293,7 +296,7 @@ class Emitter:
             with self._working:
                 masked = mask_payload(queued.payload, self._masker)
                 taken = datetime.fromtimestamp(queued.time, UTC)
-                record = encode(Event(id=event_id, source=self._source, time=taken, data=masked))
+                record = encode_payload(masked, event_id, self._source, taken)
             topic = topic_of(masked)
             if len(record.value) > ALWAYS_SHORT or len(event_id) > ALWAYS_SHORT:
                 check_appendable(topic, [record])
@@ -310,6 +313,7 @@ class Emitter:
         while True:
             part = rest[:number]
             last = settled if len(part) == len(rest) else part[-1][0].sequence
+            began = time.monotonic()
             try:
                 with self._working:
                     outbox.put([(queued.sequence, outgoing) for queued, outgoing in part], last)
@@ -325,6 +329,7 @@ class Emitter:
                     time.sleep(pause)
                 number, pause = max(1, number // 2), min(2 * pause, RETRY_SECONDS[1])
                 continue
+            self._put_seconds = time.monotonic() - began
             self._settle([queued for queued, _ in part])
             rest = rest[len(part) :]
             if not rest:

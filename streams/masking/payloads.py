@@ -59,8 +59,8 @@ class _Words:
     def name(self, value: str) -> str:
         return self._masker.mask_id(value.replace("\0", "\ufffd"))
 
-    def labels(self, labels: Mapping[str, str]) -> dict[str, str]:
-        return {self.name(label): self.text(value) for label, value in labels.items()}
+    def labels(self, labels: dict[str, str]) -> dict[str, str]:
+        return labels and {self.name(label): self.text(value) for label, value in labels.items()}
 
 
 def _interaction(payload: InteractionRecorded, words: _Words) -> InteractionRecorded:
@@ -69,8 +69,10 @@ def _interaction(payload: InteractionRecorded, words: _Words) -> InteractionReco
         citation.model_copy(update={"quote": words.text(citation.quote), "sentence": words.text(citation.sentence)})
         for citation in payload.citations
     ]
-    return payload.model_copy(
-        update={
+    # Most of it comes back as the same object: a copy of what nothing was found in would cost as much as the search.
+    return _changed(
+        payload,
+        {
             "interaction_id": words.name(payload.interaction_id),
             "conversation_id": words.name(payload.conversation_id),
             "session_id": payload.session_id if payload.session_id is None else words.name(payload.session_id),
@@ -85,8 +87,13 @@ def _interaction(payload: InteractionRecorded, words: _Words) -> InteractionReco
             "tool_calls": tuple(_tool_call(call, words) for call in payload.tool_calls),
             "spans": tuple(_trace_span(span, words) for span in payload.spans),
             "tags": words.labels(payload.tags),
-        }
+        },
     )
+
+
+def _changed(payload: InteractionRecorded, fields: Mapping[str, object]) -> InteractionRecorded:
+    changed = {name: value for name, value in fields.items() if value is not getattr(payload, name)}
+    return payload.model_copy(update=changed) if changed else payload
 
 
 def _tool_call(call: ToolCall, words: _Words) -> ToolCall:

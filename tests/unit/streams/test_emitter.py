@@ -149,8 +149,8 @@ def test_the_outbox_keeps_events_until_the_log_is_back(log: AwayLog, tmp_path: P
     log.away = False
     assert emitter.flush(20)
     assert sorted(decode(each).data.comment[0] for each in stored(log)) == list("01234")
-    assert emitter.counters["forwarded"] == 5
     emitter.close()
+    assert emitter.counters["forwarded"] == 5
 
 
 def test_the_next_process_forwards_what_is_left(log: AwayLog, settings: Settings, tmp_path: Path):

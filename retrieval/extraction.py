@@ -11,7 +11,7 @@ import re
 import tomllib
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from pydantic import Field
@@ -43,6 +43,15 @@ MOST_DAMAGE = 0.01
 """Share of characters of a web page that may be broken: browsers show them as �, and so are they read."""
 FIRST_HEADING = re.compile(r"^#[ \t]+(\S.{0,500}?)[ \t]{0,10}#{0,10}$", re.MULTILINE)
 HTML_CHARSET = re.compile(rb"<meta[^>]+charset=[\"']?\s*([\w.:-]+)", re.IGNORECASE)
+
+
+class _FrontMatter(yaml.SafeLoader):
+    """YAML whose dates stay text: one 31st of November would cost all other fields."""
+
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 class Unusable(InputError):
@@ -226,7 +235,7 @@ def _join_lines(page: str) -> str:
 
 def _front_matter(fence: str, source: str) -> dict[str, Any]:
     try:
-        found = tomllib.loads(source) if fence == "+++" else yaml.safe_load(source)
+        found = tomllib.loads(source) if fence == "+++" else yaml.load(source, Loader=_FrontMatter)
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -98,7 +98,7 @@ class Sink:
         self.consumer = Consumer(log, group, {LLM_INTERACTIONS: Batched(self._put)}, delays=DELAYS)
         self.consumer.run_until({LLM_INTERACTIONS: log.end_offsets(LLM_INTERACTIONS)}, 60)
         self._before = store.interactions.count()
-        self._thread = threading.Thread(target=self.consumer.run, args=(self._stop,))
+        self._thread = threading.Thread(target=self.consumer.run, args=(self._stop,), daemon=True)
         self._thread.start()
 
     @property

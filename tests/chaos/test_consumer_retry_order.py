@@ -89,7 +89,7 @@ def test_what_fails_for_a_while_is_handled_in_order_whoever_owns_it(
     def join() -> None:
         stop = threading.Event()
         consumer = Consumer(open_log(), group, {topic: handler}, retries=1, backoff=0.001, delays=DELAYS)
-        members.append((stop, threading.Thread(target=consumer.run, args=(stop,))))
+        members.append((stop, threading.Thread(target=consumer.run, args=(stop,), daemon=True)))
         members[-1][1].start()
 
     def leave() -> None:

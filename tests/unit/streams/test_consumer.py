@@ -142,7 +142,7 @@ def test_stopping_finishes_and_commits_the_record_in_hand(log: EmbeddedLog):
             started.set()
             assert go_on.wait(20)
 
-    thread = threading.Thread(target=Consumer(log, "g", {LLM_FEEDBACK: handle}).run, args=(stop,))
+    thread = threading.Thread(target=Consumer(log, "g", {LLM_FEEDBACK: handle}).run, args=(stop,), daemon=True)
     thread.start()
     assert started.wait(20)
     stop.set()
@@ -162,7 +162,7 @@ def test_a_handler_slower_than_the_session_keeps_its_partitions(log: EmbeddedLog
         time.sleep(1.5)
 
     others = threading.Event()
-    rival = threading.Thread(target=Consumer(log, "g", {LLM_FEEDBACK: slow}).run, args=(others,))
+    rival = threading.Thread(target=Consumer(log, "g", {LLM_FEEDBACK: slow}).run, args=(others,), daemon=True)
     consumer = Consumer(log, "g", {LLM_FEEDBACK: slow})
     rival.start()
     consumer.run_until(ends(log), 20)

@@ -24,7 +24,7 @@ from typing import Self, TypeVar
 
 from infra.artifacts import Artifacts, write_atomic
 from infra.errors import InputError, QuillError, Unavailable
-from streams.events import CONTENT_DOCUMENTS, UNMASKED
+from streams.events import CONTENT_DOCUMENTS, LLM_INTAKE
 from streams.log import MAX_RECORD_BYTES, EventLog, GroupReader, LostPartition, Record, StoredRecord, check_appendable
 
 CONTENT_TYPE = b"application/vnd.quillstream.claim+json"
@@ -40,7 +40,7 @@ R = TypeVar("R", bound=Record)
 
 def takes_claims(topic: str) -> bool:
     """Whether long records of a topic are stored: not where text is unmasked, which must not stay."""
-    return (topic == CONTENT_DOCUMENTS or topic.endswith((".dlq", ".retry"))) and topic not in UNMASKED
+    return topic == CONTENT_DOCUMENTS or (topic.endswith((".dlq", ".retry")) and not topic.startswith(f"{LLM_INTAKE}."))
 
 
 def check_large(topic: str, record: Record) -> None:

@@ -154,7 +154,7 @@ def test_outputs_may_be_long_too_and_polls_bring_what_memory_takes(log: EventLog
     assert lag(log, group, source) == 0
 
 
-@pytest.mark.parametrize("topic", [LLM_INTERACTIONS, f"{LLM_INTAKE}.dlq"])
+@pytest.mark.parametrize("topic", [LLM_INTERACTIONS, f"{LLM_INTAKE}.dlq", f"{LLM_INTAKE}.g.retry"])
 def test_other_topics_keep_the_limit_of_a_record(tmp_path: Path, topic: str):
     log = open_log(Settings(home=tmp_path))
     with pytest.raises(InputError, match="too long"):

@@ -187,8 +187,8 @@ class Retries:
         return self._delays[delivery.stage] if delivery.stage < len(self._delays) else None
 
     def waiting(self) -> int:
-        """Number of records that wait."""
-        return sum(map(len, self._rooms.values()))
+        """Number of records that wait. Any thread may ask."""
+        return sum(len(room) for room in list(self._rooms.values()))
 
     def due(self, limit: int) -> list[Delivery]:
         """Up to `limit` records whose time has come, those of a partition in order."""

@@ -67,17 +67,17 @@ EMITTER = (
     Point("after an event is taken from the queue", "emit", "streams.emitter:Emitter._prepared", "after"),
     *both("receipts are settled", "emit", "streams.emitter:Emitter._settle"),
 )
-OUTBOX = (
+SEGMENTS = (
     *both("a group is written", "emit", "streams.outbox_writer:SegmentWriter.write_group"),
     *both("a group is synced", "emit", "streams.outbox_writer:SegmentWriter.sync_group"),
     *both("a group is marked as whole", "emit", "streams.outbox_writer:SegmentWriter.set_mark"),
     *both("a segment is begun", "emit", "streams.outbox_writer:SegmentWriter._next_segment", rare=True),
+)
+FORWARDER = (
     *both("the ends are noted", "emit", "streams.outbox:Outbox._note"),
     *both("a position is saved", "emit", "streams.outbox_positions:Positions.save"),
     *both("a batch is forgotten", "emit", "streams.outbox:Outbox._forget"),
     *both("a segment is deleted", "emit", "streams.outbox:Outbox.delete_segment", rare=True),
-)
-PRODUCER = (
     *both("a batch is appended", "emit", "streams.kafka:KafkaLog.append"),
     *both("a record is sent", "emit", "kafka:KafkaProducer.send"),
     *both("the producer is flushed", "emit", "kafka:KafkaProducer.flush"),
@@ -98,7 +98,7 @@ POINTS: Mapping[str, tuple[Point, ...]] = {
         *both("offsets are committed", "consume", "streams.embedded_group:EmbeddedReader.commit"),
     ),
     "kafka": (
-        *(*EMITTER, *OUTBOX, *PRODUCER, *SINK),
+        *(*EMITTER, *SEGMENTS, *FORWARDER, *SINK),
         *both("offsets are committed", "consume", "streams.kafka_group:KafkaReader.commit"),
     ),
 }
@@ -131,6 +131,7 @@ class Orders(NamedTuple):
 def live(orders: Orders) -> None:
     """The life of a process in its role."""
     logging.basicConfig(filename=orders.folder / "processes.log", level=logging.WARNING)
+    logging.getLogger("kafka").setLevel(logging.ERROR)  # it warns of each tenth of a second that a busy machine takes
     if orders.point is not None:
         arm(orders.point, orders.call, orders.folder / "deaths")
     try:

@@ -135,7 +135,7 @@ def run_application(here: Installation, upstream: EchoUpstream, shares: dict[str
 
 
 def post(here: Installation, path: str, body: dict[str, Any], status: int = 200) -> None:
-    answer = httpx.post(f"{here.url}{path}", json=body, trust_env=False, timeout=60)
+    answer = httpx.post(f"{here.url}{path}", json=body, trust_env=False, timeout=300)
     assert answer.status_code == status, answer.text
 
 

@@ -107,8 +107,8 @@ class EmbeddedReader:
             time.sleep(min(POLL_SECONDS, left))
 
     def commit(self, next_offsets: Mapping[tuple[str, int], int]) -> None:
-        """See `GroupReader`."""
-        with self._file.writing() as connection:
+        """See `GroupReader`. A power cut may take the last commits back: their records come again."""
+        with self._file.writing(durable=False) as connection:
             self._move(connection, next_offsets)
 
     def publish(self, outputs: Sequence[tuple[str, Record]], next_offsets: Mapping[tuple[str, int], int]) -> None:
@@ -182,7 +182,7 @@ class EmbeddedReader:
     def heartbeat(self) -> None:
         """Say that this member lives, unless its owner has not polled for too long. Called in the background."""
         if time.monotonic() - self._last_poll < self._max_poll_interval:
-            with self._file.writing() as connection:
+            with self._file.writing(durable=False) as connection:
                 connection.execute("UPDATE members SET heartbeat = ? WHERE id = ?", (time.time(), self.member))
         self._clean()
 
@@ -228,7 +228,7 @@ class EmbeddedReader:
         with self._file.reading() as connection:
             changed = self._differs(connection)
         if changed:
-            with self._file.writing() as connection:
+            with self._file.writing(durable=False) as connection:
                 self._apply(connection)
 
     def _differs(self, connection: sqlite3.Connection) -> bool:

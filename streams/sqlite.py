@@ -1,4 +1,4 @@
-"""One SQLite file used by many threads and processes at once, durable at each commit (WAL, synchronous=FULL)."""
+"""One SQLite file used by many threads and processes at once, durable at each commit unless said otherwise (WAL)."""
 
 from __future__ import annotations
 
@@ -47,13 +47,17 @@ class SqliteFile:
             yield self._connection()
 
     @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction: on disk when the block is left, undone when it raises."""
+    def writing(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """A write transaction: on disk when the block is left, undone when it raises.
+
+        One that is not `durable` outlives this process, but a power cut may undo it if no durable one came after it.
+        """
         with self._clear_errors():
             connection = self._connection()
             with self._turn():
                 self._leave_openings()
                 try:
+                    connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                     _begin(connection)
                     yield connection
                     connection.commit()
@@ -152,7 +156,6 @@ def _prepare(connection: sqlite3.Connection, schema: str) -> None:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
-    connection.execute("PRAGMA synchronous=FULL")
     connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES}")
     connection.execute("PRAGMA secure_delete=ON")  # what is removed is not to be found in the file any more
     version = zlib.crc32(schema.encode()) & 0x7FFFFFFF

@@ -71,9 +71,9 @@ def test_threads_that_append_at_once_lose_nothing_and_share_transactions(
     transactions: list[int] = []
     writing = SqliteFile.writing
 
-    def counted(file: SqliteFile) -> AbstractContextManager[sqlite3.Connection]:
+    def counted(file: SqliteFile, *, durable: bool = True) -> AbstractContextManager[sqlite3.Connection]:
         transactions.append(threading.get_ident())
-        return writing(file)
+        return writing(file, durable=durable)
 
     monkeypatch.setattr(SqliteFile, "writing", counted)
     threads, turns = 8, 25

@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 
 EMPTY_EVENT = 565
 """Bytes of an encoded interaction of ours without its two texts; the texts fill the rest."""
+IDS = 20_000
 PACE = 0.001
 Texts = list[tuple[str, str]]
 
@@ -77,16 +78,18 @@ class Quillstream:
             for name, log in (("alone", Away()), ("forwarded", EmbeddedLog(folder / "log.db")))
         ]
         self.emitter = self._emitters[0]
+        self._ids = [(f"interaction-{number:08}", f"conversation-{number % 50}") for number in range(IDS)]
 
     def forwarding(self, wanted: bool) -> None:
         """Whether the log is there."""
         self.emitter = self._emitters[wanted]
 
     def payload(self, number: int, prompt: str, response: str) -> object:
-        """What an application hands over."""
+        """What an application hands over: two texts, the ids it has for them, and what the answer cost."""
+        interaction, conversation = self._ids[number % IDS]
         return self._interaction(
-            interaction_id=f"interaction-{number:08}",
-            conversation_id=f"conversation-{number % 50}",
+            interaction_id=interaction,
+            conversation_id=conversation,
             prompt=prompt,
             response=response,
             finish_reason="stop",
@@ -197,12 +200,12 @@ def emits(client: Quillstream, number: int, pairs: Texts) -> dict[str, float]:
 
 
 def throughput(client: Client, number: int, pairs: Texts) -> dict[str, float]:
-    """Seconds from the first call until all of them are durable or delivered."""
-    began = time.perf_counter()
+    """Seconds from the first call until all of them are durable or delivered, and of the processor."""
+    began, busy = time.perf_counter(), time.process_time()
     for turn in range(number):
         client.call(turn, *pairs[turn % len(pairs)])
     client.settle()
-    return {"seconds": time.perf_counter() - began}
+    return {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - busy}
 
 
 def lone(client: Quillstream, number: int, pairs: Texts) -> dict[str, float]:

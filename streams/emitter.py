@@ -24,7 +24,7 @@ from typing import NamedTuple
 from infra.errors import QuillError
 from infra.identity import new_id
 from streams.codec import encode_payload
-from streams.events import InteractionRecorded, Payload, topic_of
+from streams.events import Payload, text_size, topic_of
 from streams.log import MAX_RECORD_BYTES, EventLog, check_appendable
 from streams.masking import Masker, mask_payload
 from streams.outbox import Outbox, OutboxStatus
@@ -139,7 +139,7 @@ class Emitter:
     def emit(self, payload: Payload, event_id: str | None = None) -> Receipt:
         """Take an event. Returns at once and never raises: a full queue or a closed emitter fails the receipt."""
         receipt = Receipt(event_id or new_id(), self)
-        size = _size(payload)
+        size = text_size(payload)
         with self._taking:
             reason = self._refusal(size)
             if reason:
@@ -360,21 +360,6 @@ class Emitter:
 
 def _topic(ready: tuple[_Queued, Outgoing]) -> str:
     return ready[1].topic
-
-
-def _size(payload: object) -> int:
-    """About how many characters of text a payload holds; 0 for what is none."""
-    if type(payload) is InteractionRecorded and not (
-        payload.context or payload.messages or payload.spans or payload.tool_calls
-    ):
-        return len(payload.prompt) + len(payload.response)  # what comes most, in a third of the time
-    size = 0
-    for value in getattr(payload, "__dict__", {}).values():
-        if type(value) is str:
-            size += len(value)
-        elif value and type(value) is tuple:
-            size += sum(len(each) if type(each) is str else _size(each) for each in value)
-    return size
 
 
 _EMITTERS: weakref.WeakSet[Emitter] = weakref.WeakSet()

@@ -294,6 +294,21 @@ def key_of(payload: Payload) -> str:
     return str(getattr(payload, KEY_BY_TOPIC[topic_of(payload)]))
 
 
+def text_size(payload: object) -> int:
+    """About how many characters of text a payload holds; 0 for what is none."""
+    if type(payload) is InteractionRecorded and not (
+        payload.context or payload.messages or payload.spans or payload.tool_calls
+    ):
+        return len(payload.prompt) + len(payload.response)  # what comes most, in a third of the time
+    size = 0
+    for value in getattr(payload, "__dict__", {}).values():
+        if type(value) is str:
+            size += len(value)
+        elif value and type(value) is tuple:
+            size += sum(len(each) if type(each) is str else text_size(each) for each in value)
+    return size
+
+
 MODELS: dict[str, type[Value]] = {model.model_fields["type"].default: model for model in get_args(get_args(Payload)[0])}
 """Type of a payload to its model."""
 TOPIC_BY_TYPE: dict[str, str] = {

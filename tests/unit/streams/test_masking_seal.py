@@ -11,8 +11,8 @@ from pydantic import SecretStr
 
 from infra.errors import InputError, SettingsError
 from infra.settings import MaskingSettings, load_settings
-from streams.masking.seal import Seal, unmask
 from streams.masking import Masker, open_masker
+from streams.masking.seal import Seal, unmask
 
 KEY = SecretStr(base64.b64encode(bytes(range(32))).decode())
 OTHER = SecretStr(base64.b64encode(bytes(range(1, 33))).decode())
@@ -48,6 +48,13 @@ def test_masking_twice_changes_nothing_and_a_typed_placeholder_hides_nothing():
     once = SEALED.mask(TEXT + " password: hunter2secret").text
     assert SEALED.mask(once).text == once
     assert "sk-abcdefghijklmnop1234" not in SEALED.mask("[NOTE:sk-abcdefghijklmnop1234]").text
+
+
+def test_the_key_turns_back_an_id_and_masking_it_twice_changes_nothing():
+    sealed = SEALED.mask_id("team of ada@example.org")
+    assert "ada" not in sealed
+    assert SEALED.mask_id(sealed) == SEALED.mask(sealed).text == sealed
+    assert unmask(sealed, KEY) == ("team of ada@example.org", 1, 0)
 
 
 def test_without_a_key_nothing_is_kept_of_a_value():

@@ -68,22 +68,26 @@ class IngestReport(Value):
 
 
 def ingest(
-    target: str, log: EventLog, store: Store, *, fetcher: Fetcher, cache: Path, on_progress: OnProgress | None = None
+    target: str, log: EventLog, store: Store, *, fetcher: Fetcher, cache: Path, removed: set[str] | None = None
 ) -> IngestReport:
     """Publish what a source lists: a path, an address, a feed, a sitemap or a repository, as the user wrote it.
 
+    `removed` takes up the ids of documents that are deleted: given to the next source, what that one still lists is
+    published again, though the store may hold it until the deletion is applied.
     A source that cannot be listed is reported as failed and deletes nothing. Raises `Unavailable` when the log or the
     store does not answer.
     """
     log.ensure_topics([CONTENT_DOCUMENTS])
     scope = scope_of(target)
-    row = store.documents.get(document_id(scope))
+    name = document_id(scope)
+    kept = _kept(store.documents.get(name)) if removed is None or name not in removed else {}
     try:
-        listing = list_source(target, fetcher, cache, _kept(row).get("seen", "") if row else "")
+        # An alias is asked for whole: whether it still is one, only its text can say.
+        listing = list_source(target, fetcher, cache, "" if "alias_of" in kept else kept.get("seen", ""))
     except (InputError, NotFound, Unavailable) as error:
         failed = [Rejected(source=scope, reason=reason_of(error))]
         return IngestReport(failed=failed, targets=log.end_offsets(CONTENT_DOCUMENTS))
-    return publish_listing(listing, log, store, on_progress=on_progress)
+    return publish_listing(listing, log, store, removed=removed)
 
 
 def publish(
@@ -102,20 +106,28 @@ def publish(
 
 
 def publish_listing(
-    listing: Listing, log: EventLog, store: Store, *, on_progress: OnProgress | None = None
+    listing: Listing,
+    log: EventLog,
+    store: Store,
+    *,
+    removed: set[str] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> IngestReport:
     """Append an upsert for each new or changed document and a tombstone for each one that disappeared.
 
     The listing says what was there: documents of the store that belong to its scope (published under it, or lying
     under that path) and are not listed are deleted; one that could not be read now is kept as it was. What is
     published but not yet applied counts as unknown and is published again, which changes nothing. A near-duplicate of
-    another document is published without text, as an alias of it. `on_progress` receives the items read so far.
+    another document is published without text, as an alias of it. `removed` is as in `ingest`; `on_progress` receives
+    the items read so far.
     """
     log.ensure_topics([CONTENT_DOCUMENTS])
-    reading = _Reading(store.documents.list(), listing)
+    removed = set() if removed is None else removed
+    reading = _Reading([row for row in store.documents.list() if row.document_id not in removed], listing)
     _append(log, reading.records(on_progress))
     tombstones = (DocumentDeleted(document_id=row.document_id, source=row.source) for row in reading.gone.values())
     _append(log, (encode(Event(data=tombstone)) for tombstone in tombstones))
+    removed.update(reading.gone)
     return IngestReport(
         **{name: reading.counts[name] for name in ("added", "changed", "unchanged", "folded")},
         removed=len(reading.gone),

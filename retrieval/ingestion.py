@@ -72,8 +72,11 @@ class Ingestion:
         be reached or the index does not get there in time.
         """
         cache = self._settings.home / "sources"
+        removed: set[str] = set()
         with Fetcher(source for source in sources if source.startswith(("http://", "https://"))) as fetcher:
-            reports = [ingest(one, self._log, self._store, fetcher=fetcher, cache=cache) for one in sources]
+            reports = [
+                ingest(one, self._log, self._store, fetcher=fetcher, cache=cache, removed=removed) for one in sources
+            ]
         outcome = _summed(reports)
         if not wait:
             return outcome

@@ -19,10 +19,12 @@ from infra.settings import load_settings
 from retrieval import fetching
 from retrieval.fetching import Fetcher
 from retrieval.ingest import IngestReport, ingest
+from retrieval.ingestion import Ingestion
 from retrieval.pipeline import FeaturePipeline
 from store.documents import DocumentRow
 from store.opening import open_store
 from streams.embedded import EmbeddedLog
+from streams.events import CONTENT_DOCUMENTS
 from tests.integration.web_server import Site, bomb, serving
 
 PARAGRAPHS = {
@@ -274,6 +276,20 @@ def test_a_sitemap_that_fails_to_answer_deletes_nothing(here: Installation, site
     site.failing["/sitemap.xml"] = 500
     assert counts(here.ingest(url)) == {}
     assert len(here.sources()) == 3
+
+
+def test_what_one_source_drops_and_the_next_still_lists_stays(here: Installation, site: Site) -> None:
+    for name in ("kafka", "lora"):
+        site.put(f"/{name}", page(name))
+    url = sitemap(site, "/kafka", "/lora")
+    with Ingestion(here.settings) as ingestion:
+        assert ingestion.run([url], wait=False).added == 2
+        here.pipeline.reach(here.log.end_offsets(CONTENT_DOCUMENTS))
+        sitemap(site, "/lora")
+        report = ingestion.run([url, f"{site.url}/kafka"], wait=False)
+    here.pipeline.reach(report.targets)
+    assert counts(report) == {"removed": 1, "added": 1, "unchanged": 1}
+    assert here.sources() == [f"{site.url}/kafka", f"{site.url}/lora"]
 
 
 @pytest.mark.parametrize(

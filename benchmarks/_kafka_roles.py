@@ -1,5 +1,5 @@
-"""One client of `benchmarks.kafka` in a process of its own: reads a line `produce TOPIC` or `consume TOPIC NUMBER`
-from its input, does it, and writes the seconds it took.
+"""One client of `benchmarks.kafka` in a process of its own: reads a line `produce TOPIC NUMBER` or
+`consume TOPIC NUMBER` from its input, does it, and writes the seconds it took.
 
     PYTHON benchmarks/_kafka_roles.py ROLE ADDRESS EVENTS
 
@@ -167,15 +167,15 @@ def main(role: str, address: str, file: str) -> None:
     events = [prepared(event) for event in events]
     print("ready", flush=True)
     for line in sys.stdin:
-        action, topic, *rest = line.split()
+        action, topic, number = line.split()
         if action == "produce":
             produce = producing(topic)
             produce(events[:1])
             started = time.perf_counter()
-            produce(events)
+            produce(events[: int(number)])
             print(time.perf_counter() - started, flush=True)
         else:
-            print(consume(topic, int(rest[0])), flush=True)
+            print(consume(topic, int(number)), flush=True)
 
 
 if __name__ == "__main__":

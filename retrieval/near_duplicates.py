@@ -29,7 +29,7 @@ class Fingerprint(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> Self | None:
-        """The fingerprint of a text, without regard to marks, case and white space; None when it is not to be compared."""
+        """The fingerprint of a text, marks, case and white space aside; None when it is not to be compared."""
         words = re.findall(r"\w+", text.lower()) if len(text) <= LONGEST else []
         if len(words) < LEAST_WORDS:
             return None

@@ -509,7 +509,6 @@ class TestKafkaLog(EventLogSuite):
 
         return delete
 
-
     def test_a_record_without_a_value_is_a_tombstone(self, log: EventLog, kafka_broker: KafkaBroker, topic: str):
         log.append(topic, [record("k", "")])
         with closing(KafkaConsumer(topic, bootstrap_servers=kafka_broker.address, auto_offset_reset="earliest")) as raw:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -39,7 +40,11 @@ def ingest(
     with Ingestion(load_settings()) as ingestion:
         if watch:
             show = _print_line if as_json else _print_change
-            ingestion.watch(sources, show, stop=threading.Event(), wait=not no_wait, every=every)
+            stop = threading.Event()
+            # A signal ends after the pass in hand: raised inside a library's callback, an interrupt can get lost.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: stop.set())
+            ingestion.watch(sources, show, stop=stop, wait=not no_wait, every=every)
             return
         with _bar("index") as shown:
             outcome = ingestion.run(sources, wait=not no_wait, on_progress=shown)

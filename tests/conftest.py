@@ -27,14 +27,25 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.fixture(scope="session")
 def kafka_broker() -> Iterator[KafkaBroker]:
     """A running broker. Without Java or Maven the test is skipped with the reason; with CI=true it fails."""
-    if reason := missing():
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    _need_kafka()
     cache = fresh_settings(Path("/nonexistent")).models.cache
     broker = KafkaBroker(cache / "kafka")
     with broker:
         yield broker
+
+
+@pytest.fixture
+def own_broker(settings: Settings, tmp_path: Path) -> Iterator[KafkaBroker]:
+    """A running broker whose topics hold what this test put there and whose files lie in `tmp_path/kafka`."""
+    _need_kafka()
+    broker = KafkaBroker(settings.models.cache / "kafka", tmp_path / "kafka")
+    with broker:
+        yield broker
+
+
+def _need_kafka() -> None:
+    if reason := missing():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
 
 
 @pytest.hookimpl(wrapper=True)

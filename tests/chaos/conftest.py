@@ -1,15 +1,13 @@
-"""The size of the chaos tests: short by default, full where the environment says QUILL_CHAOS=full (`make chaos`); and
-a broker that a test has for itself."""
+"""The size of the chaos tests: short by default, full where the environment says QUILL_CHAOS=full (`make chaos`)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-from infra.kafka_broker import KafkaBroker, missing
+from infra.kafka_broker import KafkaBroker
 from infra.settings import Settings
 
 
@@ -22,16 +20,6 @@ def scale() -> Callable[[int, int], int]:
         return full if full_size else short
 
     return size
-
-
-@pytest.fixture
-def own_broker(settings: Settings, tmp_path: Path) -> Iterator[KafkaBroker]:
-    """A running broker whose topics hold what this test put there and whose files lie in `tmp_path/kafka`."""
-    if reason := missing():
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
-    broker = KafkaBroker(settings.models.cache / "kafka", tmp_path / "kafka")
-    with broker:
-        yield broker
 
 
 @pytest.fixture

@@ -32,8 +32,8 @@ pytestmark = [pytest.mark.kafka, pytest.mark.small_models]
 
 
 @pytest.fixture
-def here(tmp_path, kafka_broker) -> Iterator[Installation]:
-    installation = Installation(tmp_path, QUILL_LOG_BACKEND="kafka", QUILL_LOG_BOOTSTRAP_SERVERS=kafka_broker.address)
+def here(tmp_path, own_broker) -> Iterator[Installation]:
+    installation = Installation(tmp_path, QUILL_LOG_BACKEND="kafka", QUILL_LOG_BOOTSTRAP_SERVERS=own_broker.address)
     yield installation
     installation.end()
     local.stop(installation.settings.models)
